@@ -1,0 +1,116 @@
+//! What an invocation works with: the clients, which live as long as the container, and what this one call brought.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Config, TableRules, TableSource};
+use crate::credentials::{self, Credentials, Secrets};
+use crate::deadline::Deadline;
+use crate::error::{Error, Kind};
+use crate::request::Request;
+use crate::sink::storage::{self, S3Client, Storage};
+use crate::source::session::{Bounds, Session};
+
+/// The container's clients.
+#[derive(Debug)]
+pub struct App {
+    pub(crate) s3: S3Client,
+    pub(crate) secrets: Secrets,
+}
+
+impl App {
+    /// The clients, which connect when they are first used.
+    pub fn new(config: &aws_config::SdkConfig) -> Self {
+        Self { s3: storage::client(config), secrets: Secrets::new(config) }
+    }
+}
+
+/// One invocation.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) app: &'a App,
+    pub(crate) config: &'a Config,
+    pub(crate) request: &'a Request,
+    pub(crate) deadline: Deadline,
+    /// A ULID: sortable by time; in every log line, manifest and in the database's `application_name`.
+    pub(crate) sync_id: String,
+}
+
+impl Call<'_> {
+    /// The bucket and prefix to write to.
+    ///
+    /// # Errors
+    /// `InvalidConfig` without `OUTPUT_URI`.
+    pub(crate) fn storage(&self) -> Result<Storage, Error> {
+        let output = self.config.output.clone().ok_or_else(|| {
+            Error::new(Kind::InvalidConfig, "OUTPUT_URI is not set: where to write, s3://bucket/prefix")
+        })?;
+        Ok(Storage::new(self.app.s3.clone(), output))
+    }
+
+    /// The configured tables, which must include those that the request picks.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, `InvalidRequest`, `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn rules(&self) -> Result<TableRules, Error> {
+        let rules = match &self.config.tables {
+            TableSource::Listed(rules) => rules.clone(),
+            TableSource::Document(uri) => {
+                let (at, key) = uri.split();
+                let storage = Storage::new(self.app.s3.clone(), at);
+                let (bytes, _) = storage.get(&key).await?.ok_or_else(|| {
+                    Error::new(Kind::InvalidConfig, format!("CONFIG_URI: {uri} does not exist"))
+                })?;
+                TableRules::from_document(&bytes, uri)?
+            }
+        };
+        let is_unknown = |table: &&_| rules.options(table).is_none();
+        if let Some(table) = self.request.tables.iter().flatten().find(is_unknown) {
+            return Err(Error::new(Kind::InvalidRequest, format!("table {table} is not configured"))
+                .with_hint("an event picks among the tables of TABLES or CONFIG_URI; add it there"));
+        }
+        Ok(rules)
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds { max_row_bytes: self.config.max_row_bytes, max_transaction: self.config.max_transaction }
+    }
+
+    async fn open(&self, credentials: Arc<Credentials>) -> Result<Session, Error> {
+        Session::open(credentials, &self.sync_id, self.bounds(), self.deadline).await
+    }
+}
+
+/// Opens the way to the database. When a hop refuses what we know, the secrets are read again, and if they are new the
+/// hop is tried once more: they may have been rotated while this container was warm.
+///
+/// # Errors
+/// The kinds of secrets, bastion and database.
+pub(crate) async fn open_session(call: &Call<'_>) -> Result<Session, Error> {
+    let began = std::time::Instant::now();
+    let secrets = call.request.secrets.as_ref().filter(|_| call.config.allows_event_secrets);
+    let session = match secrets {
+        Some(secrets) => call.open(Arc::new(credentials::from_event(secrets, call.config)?)).await?,
+        None => {
+            let limit = call.deadline.at_most(Duration::from_secs(30));
+            let get = tokio::time::timeout(limit, call.app.secrets.get(call.config)).await;
+            let credentials = get
+                .map_err(|_| Error::new(Kind::SecretsUnavailable, "secrets manager does not answer"))??;
+            match call.open(credentials).await {
+                Err(error) if may_be_outdated(error.kind()) => {
+                    let Some(credentials) = call.app.secrets.renewed(call.config).await? else { return Err(error) };
+                    tracing::info!("the secret has changed, trying once more");
+                    call.open(credentials).await?
+                }
+                outcome => outcome?,
+            }
+        }
+    };
+    let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(elapsed_ms, database = session.database_id.name, "session open");
+    Ok(session)
+}
+
+fn may_be_outdated(kind: Kind) -> bool {
+    matches!(kind, Kind::DatabaseAuthFailed | Kind::BastionAuthFailed | Kind::BastionHostKeyMismatch)
+}

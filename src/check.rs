@@ -1,0 +1,69 @@
+//! The check: every hop is tried, and nothing is read or moved. Fivetran's setup test is this.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::app::{Call, open_session};
+use crate::cursor::State;
+use crate::error::Error;
+use crate::request::Door;
+use crate::sink::fivetran;
+use crate::source::catalog::{Table, find_tables};
+
+/// What the check found.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) tables: Vec<Arc<Table>>,
+}
+
+/// Tries secret, bastion, login, each table with `limit 0`, and the bucket.
+///
+/// # Errors
+/// The kind of the first hop or table that fails.
+pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
+    let rules = call.rules().await?;
+    if let Some(state) = &call.request.state {
+        State::parse(state)?;
+    }
+    let session = open_session(call).await?;
+    let outcome = async {
+        let mut tables = Vec::new();
+        let picked = call.request.tables.as_deref();
+        for (_, table) in find_tables(&session, call.config, &rules, picked, call.deadline).await? {
+            let table = table?;
+            let columns: Vec<String> =
+                table.columns.iter().map(|column| crate::table_name::quoted(&column.name)).collect();
+            let sql = format!("select {} from {} limit 0", columns.join(", "), table.name.to_sql());
+            session.run(&sql, call.deadline).await?;
+            tables.push(table);
+        }
+        fivetran::check_names(&tables.iter().map(Arc::as_ref).collect::<Vec<_>>())
+            .or_else(|error| if call.request.door == Door::Fivetran { Err(error) } else { Ok(()) })?;
+        Ok::<_, Error>(Checked { tables })
+    }
+    .await;
+    session.close().await;
+    let checked = outcome?;
+    if call.request.door != Door::Fivetran {
+        // An upload that is given up shows that writing is allowed, and leaves nothing behind.
+        let storage = call.storage()?;
+        let upload = storage.create_upload("_state/check", &call.sync_id).await?;
+        storage.abort(&upload).await;
+    }
+    Ok(checked)
+}
+
+impl Checked {
+    pub(crate) fn to_value(&self) -> Value {
+        let table = |table: &Arc<Table>| {
+            json!({
+                "table": table.name.to_string(),
+                "columns": table.columns.len(),
+                "primary_key": table.key_names(),
+                "cursor_column": table.columns[table.cursor].name,
+            })
+        };
+        json!({"ok": true, "tables": self.tables.iter().map(table).collect::<Vec<_>>()})
+    }
+}

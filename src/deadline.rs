@@ -1,0 +1,89 @@
+//! The time that an invocation has: one instant, made once from the runtime's deadline.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Lambda's own limit; a deadline further away than this is not one.
+const LONGEST_INVOCATION: Duration = Duration::from_secs(900);
+
+/// What is assumed where the runtime names no plausible deadline, as under `cargo lambda watch`.
+const ASSUMED_BUDGET: Duration = Duration::from_secs(840);
+
+/// When an invocation must be over, and when it must stop reading in order to commit before that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    end: Instant,
+    reading_ends: Instant,
+}
+
+impl Deadline {
+    /// `deadline_ms`: Unix time in milliseconds, as the runtime gives it. 0 and times long past (which `cargo lambda
+    /// watch` sends) and times beyond Lambda's own limit count as unknown.
+    pub(crate) fn from_epoch_ms(deadline_ms: u64) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let budget = Duration::from_millis(deadline_ms).saturating_sub(now);
+        let is_plausible = !budget.is_zero() && budget <= LONGEST_INVOCATION + Duration::from_secs(5);
+        Self::within(if is_plausible { budget } else { ASSUMED_BUDGET })
+    }
+
+    /// A fifth of the budget, at most 20 s, is kept for committing what was read.
+    fn within(budget: Duration) -> Self {
+        let now = Instant::now();
+        let reserve = (budget / 5).min(Duration::from_secs(20));
+        Self { end: now + budget, reading_ends: now + budget - reserve }
+    }
+
+    /// Ends the reading after `max_seconds` if that is sooner; the commit may still take until the end.
+    pub(crate) fn tightened(mut self, max_seconds: Option<u64>) -> Self {
+        if let Some(seconds) = max_seconds {
+            self.reading_ends = self.reading_ends.min(Instant::now() + Duration::from_secs(seconds));
+        }
+        self
+    }
+
+    /// How long reading may still go on; zero when it is over.
+    pub(crate) fn reading_left(self) -> Duration {
+        self.reading_ends.saturating_duration_since(Instant::now())
+    }
+
+    pub(crate) fn is_reading_over(self) -> bool {
+        self.reading_left().is_zero()
+    }
+
+    /// The time-out of one step: `longest`, or what is left of the invocation.
+    pub(crate) fn at_most(self, longest: Duration) -> Duration {
+        longest.min(self.end.saturating_duration_since(Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch_ms_in(seconds: u64) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        u64::try_from((now + Duration::from_secs(seconds)).as_millis()).expect("fits")
+    }
+
+    #[test]
+    fn a_plausible_deadline_leaves_a_reserve_for_the_commit() {
+        let deadline = Deadline::from_epoch_ms(epoch_ms_in(60));
+        assert!(deadline.reading_left() > Duration::from_secs(46));
+        assert!(deadline.reading_left() <= Duration::from_secs(48));
+    }
+
+    #[test]
+    fn an_implausible_deadline_counts_as_unknown() {
+        for deadline_ms in [0, 123_456, u64::MAX, epoch_ms_in(86_400)] {
+            let left = Deadline::from_epoch_ms(deadline_ms).reading_left();
+            assert!(left > Duration::from_secs(800), "{deadline_ms}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn limits_tighten_and_never_widen() {
+        let deadline = Deadline::from_epoch_ms(epoch_ms_in(60));
+        assert!(deadline.tightened(Some(5)).reading_left() <= Duration::from_secs(5));
+        assert!(deadline.tightened(Some(500)).reading_left() <= Duration::from_secs(48));
+        assert!(deadline.tightened(Some(0)).is_reading_over());
+    }
+}

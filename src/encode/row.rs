@@ -1,0 +1,172 @@
+//! Owns the row: one tuple of a binary COPY becomes one line of NDJSON.
+
+use super::number::write_integer;
+use super::reader::Reader;
+use super::string::member;
+use super::{Encoding, Unencodable};
+
+/// Writes the rows of one table: everything that does not differ between rows is made once.
+#[derive(Debug)]
+pub(crate) struct RowEncoder {
+    columns: Box<[Column]>,
+    /// `,"_seq":42}` and the newline.
+    end: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct Column {
+    /// What stands before its value: `{"id":` or `,"id":`.
+    key: Box<[u8]>,
+    encoding: Encoding,
+}
+
+/// Why a row could not be written; never holds a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowError {
+    /// The tuple is cut off, goes on after its end, or has another number of columns.
+    Malformed,
+    /// The value of the column at this index, counted from 0.
+    Value { column: usize, reason: &'static str },
+}
+
+impl RowEncoder {
+    /// `columns` are JSON keys, distinct and none of them `_seq` if that is written, each with the encoding of
+    /// its values, in the order of the tuple. `seq` comes last in every row, or not at all.
+    pub(crate) fn new<'a>(columns: impl IntoIterator<Item = (&'a str, Encoding)>, seq: Option<u64>) -> Self {
+        let columns: Box<[Column]> = columns
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, encoding))| Column { key: member(index, name), encoding })
+            .collect();
+        let end = line_end(columns.len(), seq);
+        Self { columns, end }
+    }
+
+    /// Appends one line (`{…}` and a newline) for one tuple of a binary COPY: an int16 field count, then an
+    /// int32 length and the bytes of each field.
+    ///
+    /// # Errors
+    /// `out` is then as long as it was.
+    pub(crate) fn write(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<(), RowError> {
+        let start = out.len();
+        let result = self.write_line(tuple, out);
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    #[inline]
+    fn write_line(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<(), RowError> {
+        let mut input = Reader::new(tuple);
+        let field_count = input.int16().map_err(malformed)?;
+        if usize::try_from(field_count) != Ok(self.columns.len()) {
+            return Err(RowError::Malformed);
+        }
+        for (index, column) in self.columns.iter().enumerate() {
+            out.extend_from_slice(&column.key);
+            match input.field().map_err(malformed)? {
+                None => out.extend_from_slice(b"null"),
+                Some(value) => column
+                    .encoding
+                    .write(value, out)
+                    .map_err(|Unencodable { reason }| RowError::Value { column: index, reason })?,
+            }
+        }
+        input.finish().map_err(malformed)?;
+        out.extend_from_slice(&self.end);
+        Ok(())
+    }
+}
+
+fn malformed(_: Unencodable) -> RowError {
+    RowError::Malformed
+}
+
+/// What stands after the last of `column_count` values.
+fn line_end(column_count: usize, seq: Option<u64>) -> Box<[u8]> {
+    let mut text = Vec::new();
+    if let Some(seq) = seq {
+        text.extend_from_slice(&member(column_count, "_seq"));
+        write_integer(seq, &mut text);
+    } else if column_count == 0 {
+        text.push(b'{');
+    }
+    text.extend_from_slice(b"}\n");
+    text.into_boxed_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::bytes;
+    use super::*;
+
+    fn users() -> RowEncoder {
+        let columns = [("id", Encoding::Int8), ("full \"name\"", Encoding::Text)];
+        RowEncoder::new(columns, Some(42))
+    }
+
+    fn line(encoder: &RowEncoder, hex: &str) -> Result<String, RowError> {
+        let mut out = b"before\n".to_vec();
+        let result = encoder.write(&bytes(hex), &mut out);
+        let text = String::from_utf8(out).expect("UTF-8");
+        let line = text.strip_prefix("before\n").expect("what was there stays");
+        match result {
+            Ok(()) => Ok(line.to_owned()),
+            Err(error) => {
+                assert_eq!(line, "", "nothing is left of a row that failed");
+                Err(error)
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_one_line_in_column_order_with_seq_last() {
+        assert_eq!(
+            line(&users(), "0002 00000008 0000000000000007 00000003 61220a"),
+            Ok("{\"id\":7,\"full \\\"name\\\"\":\"a\\\"\\n\",\"_seq\":42}\n".to_owned())
+        );
+    }
+
+    #[test]
+    fn nulls_are_explicit() {
+        assert_eq!(
+            line(&users(), "0002 ffffffff ffffffff"),
+            Ok("{\"id\":null,\"full \\\"name\\\"\":null,\"_seq\":42}\n".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_row_may_be_without_seq_or_columns() {
+        let encoder = RowEncoder::new([("id", Encoding::Bool)], None);
+        assert_eq!(line(&encoder, "0001 00000001 01"), Ok("{\"id\":true}\n".to_owned()));
+        assert_eq!(line(&RowEncoder::new([], None), "0000"), Ok("{}\n".to_owned()));
+        assert_eq!(line(&RowEncoder::new([], Some(0)), "0000"), Ok("{\"_seq\":0}\n".to_owned()));
+    }
+
+    #[test]
+    fn a_tuple_of_another_shape_is_malformed() {
+        for hex in [
+            "",
+            "00",
+            "0001 ffffffff",
+            "0003 ffffffff ffffffff ffffffff",
+            "ffff", // the end of the COPY, which is not a row
+            "0002 ffffffff",
+            "0002 ffffffff ffff",
+            "0002 ffffffff 00000002 61",
+            "0002 ffffffff fffffffe 61",
+            "0002 ffffffff ffffffff 00",
+        ] {
+            assert_eq!(line(&users(), hex), Err(RowError::Malformed), "{hex}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_written_names_its_column() {
+        assert_eq!(
+            line(&users(), "0002 ffffffff 00000001 ff"),
+            Err(RowError::Value { column: 1, reason: "text is not valid UTF-8" })
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! Direct invocation: Step Functions, `cargo lambda invoke`, the CLI. Unknown fields are refused by name.
+
+use serde_json::{Map, Value};
+
+use super::{clipped, invalid, limits, refuse_unknown, tables};
+use crate::error::Error;
+use crate::request::{Action, Door, Request};
+
+pub(super) const EXAMPLE: &str =
+    r#"send {"action":"sync"}, or {"action":"sync","tables":["public.users"],"limits":{"max_seconds":240}}"#;
+
+pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
+    refuse_unknown(event, &["action", "tables", "limits", "state"], "the event")?;
+    let request = Request {
+        door: Door::Direct,
+        action: action(event)?,
+        tables: tables(event)?,
+        limits: limits(event)?,
+        state: state(event)?,
+        secrets: None,
+    };
+    if request.action == Action::Resync && request.tables.is_none() {
+        return Err(invalid("`resync` names no `tables`").with_hint("name the tables to be read again"));
+    }
+    if request.action == Action::Resync && request.state.is_some() {
+        return Err(invalid("`resync` works on the checkpoint, and takes no `state`")
+            .with_hint("to read again with a state of your own, send {} as `state`"));
+    }
+    Ok(request)
+}
+
+fn action(event: &Map<String, Value>) -> Result<Action, Error> {
+    match event.get("action") {
+        None => Ok(Action::Sync),
+        Some(Value::String(action)) => match action.as_str() {
+            "sync" => Ok(Action::Sync),
+            "check" => Ok(Action::Check),
+            "resync" => Ok(Action::Resync),
+            "status" | "discover" | "audit" | "plan" | "export" | "commit" => {
+                Err(invalid(format!("the action `{action}` is not in this version")))
+            }
+            other => Err(invalid(format!("unknown `action` `{}`", clipped(other)))
+                .with_hint("known actions: sync, check, resync")),
+        },
+        Some(_) => Err(invalid("`action` is not a string")),
+    }
+}
+
+fn state(event: &Map<String, Value>) -> Result<Option<Value>, Error> {
+    match event.get("state") {
+        None => Ok(None),
+        Some(state @ Value::Object(_)) => Ok(Some(state.clone())),
+        Some(_) => Err(invalid("`state` is not an object")
+            .with_hint("pass what the last answer held, {} at first, or leave it out to use the checkpoint")),
+    }
+}

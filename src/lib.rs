@@ -1,0 +1,46 @@
+//! bastion-sync: what changed in a private PostgreSQL database, through an SSH bastion, to S3.
+//!
+//! In reading order:
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | `handler` | one invocation: event in, answer or named error out |
+//! | `entry`, `request` | three foreign event shapes, one request |
+//! | `config`, `credentials`, `deadline`, `app` | what an invocation works with |
+//! | `sync`, `check` | the actions; `sync` is the straight line |
+//! | `source` | tunnel, TLS, session, catalog, COPY |
+//! | `cursor`, `plan`, `encode` | pure: the state, the SQL of a page, PostgreSQL's values as JSON |
+//! | `sink` | batches, the checkpoint and its commit, manifests, Fivetran's answer |
+//!
+//! What must always hold (each is a test):
+//!
+//! - I1 what the source holds at the end of a completed window, the union of committed batches holds.
+//! - I2 a cursor never runs ahead of durable data.
+//! - I3 an object appears whole or not at all, and only after its commit; a run that loses publishes nothing.
+//! - I4 no secret and no row value in a log line, an error, a `Debug` or a manifest; the state alone holds the key position.
+//! - I5 at every end that we control, backends, SSH sessions and uploads are gone.
+//! - I6 replaying an event does no harm; overlapping runs cannot move a checkpoint backwards.
+//! - I7 memory and time are bounded whatever the table's size, the row's size or the caller's input.
+
+mod app;
+mod aws;
+mod check;
+mod config;
+mod credentials;
+mod cursor;
+mod deadline;
+mod encode;
+mod entry;
+pub mod error;
+mod handler;
+mod metrics;
+mod plan;
+mod request;
+mod sink;
+mod source;
+mod sync;
+mod table_name;
+mod text;
+
+pub use app::App;
+pub use handler::handle;

@@ -1,0 +1,34 @@
+//! Metrics, as one line of CloudWatch's embedded metric format for each sync. All names stand here.
+
+use serde_json::json;
+
+use crate::sync::Outcome;
+
+const NAMESPACE: &str = "BastionSync";
+
+/// Writes the line to standard output, where CloudWatch finds it.
+pub(crate) fn emit(outcome: &Outcome) {
+    let sum = |value: fn(&crate::sync::Report) -> u64| outcome.reports.iter().map(value).sum::<u64>();
+    let largest_lag = outcome.reports.iter().filter_map(|report| report.lag_seconds).fold(0.0, f64::max);
+    let unit = |name: &str, unit: &str| json!({"Name": name, "Unit": unit});
+    let function = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+    let line = json!({
+        "_aws": {
+            "Timestamp": chrono::Utc::now().timestamp_millis(),
+            "CloudWatchMetrics": [{
+                "Namespace": NAMESPACE,
+                "Dimensions": [["FunctionName"]],
+                "Metrics": [
+                    unit("RowCount", "Count"), unit("ByteCount", "Bytes"), unit("FailedTableCount", "Count"),
+                    unit("LagSeconds", "Seconds"),
+                ],
+            }],
+        },
+        "FunctionName": function,
+        "RowCount": sum(|report| report.rows),
+        "ByteCount": sum(|report| report.bytes),
+        "FailedTableCount": outcome.failed_count(),
+        "LagSeconds": largest_lag,
+    });
+    println!("{line}");
+}

@@ -1,0 +1,70 @@
+//! What one invocation is asked to do: the single shape that every door's event becomes.
+
+use serde_json::Value;
+
+use crate::table_name::TableName;
+
+/// A validated request; nothing in it is checked again.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) door: Door,
+    pub(crate) action: Action,
+    /// The tables picked among the configured ones; `None`: all of them.
+    pub(crate) tables: Option<Vec<TableName>>,
+    pub(crate) limits: Limits,
+    /// The caller's own state, untrusted; `None`: the checkpoint is the truth.
+    pub(crate) state: Option<Value>,
+    /// Fivetran's `secrets`, which count only with `ALLOW_EVENT_SECRETS`.
+    pub(crate) secrets: Option<EventSecrets>,
+}
+
+/// Who called, and therefore which shape the answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    Direct,
+    EventBridge,
+    Fivetran,
+}
+
+impl Door {
+    pub(crate) const ALL: [Self; 3] = [Self::Direct, Self::EventBridge, Self::Fivetran];
+
+    /// The name in `DOORS` and in logs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::EventBridge => "eventbridge",
+            Self::Fivetran => "fivetran",
+        }
+    }
+}
+
+/// What to do. The names of later actions are taken: see `entry::direct`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Read what changed, commit it, answer with the new cursor.
+    Sync,
+    /// Try every hop without reading a row or moving a cursor.
+    Check,
+    /// Forget the cursors of the named tables, so that the next sync reads them whole.
+    Resync,
+}
+
+/// Bounds on one run; `None`: as configured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) max_seconds: Option<u64>,
+    pub(crate) max_rows: Option<u64>,
+    /// Of NDJSON before compression.
+    pub(crate) max_bytes: Option<u64>,
+}
+
+/// Secrets that came in an event; their `Debug` shows nothing.
+#[derive(Clone)]
+pub(crate) struct EventSecrets(pub(crate) Value);
+
+impl std::fmt::Debug for EventSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EventSecrets(hidden)")
+    }
+}

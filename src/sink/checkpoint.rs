@@ -1,0 +1,262 @@
+//! The checkpoint: the state in S3, moved by compare-and-swap. The swap is the commit; completing the uploads that it
+//! names is its redo, which the next run finishes if this one dies.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use ulid::Ulid;
+
+use super::batch::Sealed;
+use super::manifest::Manifest;
+use super::storage::{Completion, Condition, Put, Storage};
+use crate::cursor::{State, TableCursor};
+use crate::error::{Error, Kind};
+use crate::source::session::DatabaseId;
+
+const KEY: &str = "_state/checkpoint.json";
+
+/// How often a swap is tried again after another run moved other tables.
+const SWAP_ATTEMPTS: usize = 8;
+
+/// What one group of tables changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    pub(crate) table: String,
+    pub(crate) before: Option<TableCursor>,
+    pub(crate) after: TableCursor,
+    /// What makes it visible; `None` where no row was read.
+    pub(crate) publication: Option<Publication>,
+}
+
+/// Objects to be completed, and the records that name them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Publication {
+    pub(crate) batches: Vec<Sealed>,
+    pub(crate) manifest_key: String,
+    pub(crate) manifest: Manifest,
+    pub(crate) schema_key: String,
+    pub(crate) schema: Value,
+}
+
+/// The object in S3.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    /// Of this write: whoever finds it knows that its put arrived.
+    token: String,
+    state: Value,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pending: Vec<Pending>,
+}
+
+/// A committed change whose objects may not be visible yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Pending {
+    table: String,
+    /// Where the table goes back to if its uploads are gone.
+    before: Option<TableCursor>,
+    publication: Publication,
+}
+
+/// The checkpoint as this run knows it.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    storage: Storage,
+    /// `None`: there is none yet.
+    etag: Option<String>,
+    /// As stored, apart from what a redo took back: what a swap is compared with.
+    state: State,
+    pending: Vec<Pending>,
+}
+
+impl Checkpoint {
+    /// Reads the checkpoint and finishes what an earlier run committed and did not complete.
+    ///
+    /// # Errors
+    /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn load(storage: &Storage) -> Result<Self, Error> {
+        let mut checkpoint = Self::read(storage).await?;
+        if checkpoint.etag.is_none() && storage.has_any("manifests/").await? {
+            return Err(Error::new(
+                Kind::CursorInvalid,
+                format!("{} is missing although {} has manifests", storage.uri(KEY), storage.uri("manifests/")),
+            )
+            .with_hint(
+                "restore it from the bucket's versions; or, to read everything again, choose another prefix in \
+                 OUTPUT_URI, or delete the manifests",
+            ));
+        }
+        checkpoint.redo().await?;
+        Ok(checkpoint)
+    }
+
+    async fn read(storage: &Storage) -> Result<Self, Error> {
+        let Some((bytes, etag)) = storage.get(KEY).await? else {
+            return Ok(Self { storage: storage.clone(), etag: None, state: State::default(), pending: Vec::new() });
+        };
+        let malformed = || {
+            Error::new(Kind::CursorInvalid, format!("{} is not a checkpoint of this version", storage.uri(KEY)))
+                .with_hint("restore it from the bucket's versions")
+        };
+        let document: Document = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
+        let state = State::parse(&document.state)?;
+        Ok(Self { storage: storage.clone(), etag: Some(etag), state, pending: document.pending })
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Completes what is pending. A table whose uploads are gone goes back to the cursor before, but keeps its number:
+    /// some of its objects may be there under it.
+    async fn redo(&mut self) -> Result<(), Error> {
+        for pending in std::mem::take(&mut self.pending) {
+            tracing::info!(table = pending.table, "finishing the commit of an earlier run");
+            if publish(&self.storage, &pending.publication).await? == Completion::Done {
+                continue;
+            }
+            tracing::warn!(table = pending.table, "uploads of an earlier run are gone, reading them again");
+            let seq = pending.publication.manifest.seq;
+            match (self.state.tables.get_mut(&pending.table), pending.before) {
+                (Some(cursor), Some(before)) => *cursor = TableCursor { seq, ..before },
+                (Some(cursor), None) => {
+                    *cursor = TableCursor::at_start(seq, cursor.oid, cursor.order.clone(), false);
+                }
+                (None, _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The commit: one swap of the checkpoint, with what is to be made visible as `pending`.
+    ///
+    /// # Errors
+    /// `CheckpointConflict` if another run moved one of the tables; `StorageDenied`, `StorageUnavailable`. After any of
+    /// them the uploads may be aborted: should the put have arrived after all, its redo finds them gone and takes the
+    /// tables back.
+    pub(crate) async fn swap(&mut self, database: Option<&DatabaseId>, changes: &[Change]) -> Result<(), Error> {
+        for _ in 0..SWAP_ATTEMPTS {
+            let mut state = self.state.clone();
+            state.database = database.cloned();
+            for change in changes {
+                state.tables.insert(change.table.clone(), change.after.clone());
+            }
+            let pending = changes.iter().filter_map(|change| {
+                let publication = change.publication.clone()?;
+                Some(Pending { table: change.table.clone(), before: change.before.clone(), publication })
+            });
+            if self.put(state, pending.collect()).await? {
+                return Ok(());
+            }
+            self.merge(changes).await?;
+        }
+        Err(conflict("the checkpoint was moved by other runs again and again"))
+    }
+
+    /// Completes what the last swap made pending, and takes it out of the checkpoint.
+    ///
+    /// # Errors
+    /// `StorageDenied`, `StorageUnavailable`: it is committed all the same, and the next run goes on with it.
+    pub(crate) async fn publish(&mut self) -> Result<(), Error> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        for pending in &self.pending {
+            if publish(&self.storage, &pending.publication).await? == Completion::Gone {
+                // Only a lifecycle rule or a person removes an upload that was just made.
+                return Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed")
+                    .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?"));
+            }
+        }
+        // Another run that swapped meanwhile has completed it, too, and took it out.
+        self.put(self.state.clone(), Vec::new()).await?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Takes over what another run committed, if it moved none of our tables.
+    async fn merge(&mut self, changes: &[Change]) -> Result<(), Error> {
+        let current = Self::load(&self.storage).await?;
+        let has_moved = |change: &&Change| current.state.tables.get(&change.table) != self.state.tables.get(&change.table);
+        if let Some(change) = changes.iter().find(has_moved) {
+            return Err(conflict(format!("another run has moved table {} meanwhile", change.table)));
+        }
+        *self = current;
+        Ok(())
+    }
+
+    /// One compare-and-swap; true if it is ours.
+    async fn put(&mut self, state: State, pending: Vec<Pending>) -> Result<bool, Error> {
+        let token = Ulid::generate().to_string();
+        let document = Document { version: 1, token: token.clone(), state: state.to_value(), pending };
+        let body = serde_json::to_vec(&document).expect("a checkpoint has string keys only");
+        let condition = self.etag.as_deref().map_or(Condition::Absent, Condition::Unchanged);
+        let etag = match self.storage.put(KEY, body, condition).await {
+            Ok(Put::Done(etag)) => Some(etag),
+            // The SDK repeats a put whose reply was lost, and the repetition is refused by our own first success.
+            Ok(Put::Refused) => self.own_etag(&token).await?,
+            Err(error) if error.kind() == Kind::StorageUnavailable => {
+                Some(self.own_etag(&token).await?.ok_or(error)?)
+            }
+            Err(error) => return Err(error),
+        };
+        let is_ours = etag.is_some();
+        if let Some(etag) = etag {
+            *self = Self { storage: self.storage.clone(), etag: Some(etag), state, pending: document.pending };
+        }
+        Ok(is_ours)
+    }
+
+    /// The stored checkpoint's entity tag, if it is the one written with `token`.
+    async fn own_etag(&self, token: &str) -> Result<Option<String>, Error> {
+        let Some((bytes, etag)) = self.storage.get(KEY).await? else { return Ok(None) };
+        let document: Option<Document> = serde_json::from_slice(&bytes).ok();
+        Ok(document.filter(|document| document.token == token).map(|_| etag))
+    }
+
+    /// Forgets the positions of tables, so that the next sync reads them whole; their numbers go on.
+    ///
+    /// # Errors
+    /// As [`Self::swap`]; `InvalidRequest` for a table without a cursor.
+    pub(crate) async fn forget(&mut self, tables: &[String]) -> Result<(), Error> {
+        let mut changes = Vec::new();
+        for table in tables {
+            let Some(cursor) = self.state.tables.get(table) else {
+                let context = format!("table {table} has no cursor in {}", self.storage.uri(KEY));
+                return Err(Error::new(Kind::InvalidRequest, context));
+            };
+            changes.push(Change {
+                table: table.clone(),
+                before: Some(cursor.clone()),
+                after: TableCursor::at_start(cursor.seq, 0, String::new(), false),
+                publication: None,
+            });
+        }
+        let database = self.state.database.clone();
+        self.swap(database.as_ref(), &changes).await
+    }
+}
+
+/// Makes the objects of a commit visible, then its schema and manifest: a manifest names complete objects only.
+/// Idempotent.
+pub(crate) async fn publish(storage: &Storage, publication: &Publication) -> Result<Completion, Error> {
+    for batch in &publication.batches {
+        if storage.complete(&batch.upload, &batch.parts).await? == Completion::Gone {
+            return Ok(Completion::Gone);
+        }
+    }
+    let json = |value: Value| serde_json::to_vec_pretty(&value).expect("a value has string keys only");
+    let schema = json(publication.schema.clone());
+    storage.put(&publication.schema_key, schema, Condition::Absent).await?;
+    let manifest = serde_json::to_vec_pretty(&publication.manifest).expect("a manifest has string keys only");
+    storage.put(&publication.manifest_key, manifest, Condition::Always).await?;
+    Ok(Completion::Done)
+}
+
+fn conflict(context: impl Into<String>) -> Error {
+    Error::new(Kind::CheckpointConflict, context)
+        .with_hint("nothing of this run was published; the next run goes on from the other's cursor")
+}

@@ -1,0 +1,154 @@
+//! Who keeps the cursors: the checkpoint, or the caller. Changes are staged table by table and committed as a group.
+
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{self, Change, Checkpoint};
+use super::storage::{Completion, Storage};
+use crate::config::OnNewDatabase;
+use crate::cursor::{State, TableCursor};
+use crate::error::{Error, Kind};
+use crate::source::session::DatabaseId;
+
+/// A long run commits in between, so that a crash costs little.
+const GROUP_AGE: Duration = Duration::from_secs(60);
+const GROUP_BYTES: u64 = 1 << 30;
+
+/// The cursors of this run.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    keeper: Keeper,
+    /// As committed so far.
+    state: State,
+    staged: Vec<Change>,
+    group_began: Instant,
+    group_bytes: u64,
+}
+
+/// The truth about the cursors.
+#[derive(Debug)]
+enum Keeper {
+    Checkpoint(Box<Checkpoint>),
+    /// The caller passes the state in and out. Objects, if any, appear before the answer.
+    Caller(Option<Storage>),
+}
+
+impl Ledger {
+    /// The checkpoint's cursors, after finishing what an earlier run left pending.
+    ///
+    /// # Errors
+    /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn of_checkpoint(storage: &Storage) -> Result<Self, Error> {
+        let checkpoint = Checkpoint::load(storage).await?;
+        let state = checkpoint.state().clone();
+        Ok(Self::new(Keeper::Checkpoint(Box::new(checkpoint)), state))
+    }
+
+    /// The caller's cursors. Without a storage rows go into the answer.
+    pub(crate) fn of_caller(state: State, storage: Option<Storage>) -> Self {
+        Self::new(Keeper::Caller(storage), state)
+    }
+
+    fn new(keeper: Keeper, state: State) -> Self {
+        Self { keeper, state, staged: Vec::new(), group_began: Instant::now(), group_bytes: 0 }
+    }
+
+    /// The cursors as committed so far.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Makes sure that the state belongs to this database, or starts a new one where that is configured.
+    ///
+    /// # Errors
+    /// `CursorInvalid`.
+    pub(crate) fn adopt(&mut self, id: &DatabaseId, on_new_database: OnNewDatabase) -> Result<(), Error> {
+        let known = self.state.database.replace(id.clone());
+        let Some(known) = known.filter(|known| !is_same(known, id)) else { return Ok(()) };
+        match on_new_database {
+            OnNewDatabase::Refuse => Err(Error::new(
+                Kind::CursorInvalid,
+                format!("the state belongs to another database ({}) than the one connected to ({})", known.name, id.name),
+            )
+            .with_hint("restore the right secret; or set ON_NEW_DATABASE=resync to read everything again")),
+            OnNewDatabase::Resync => {
+                tracing::warn!("the database is another one, reading everything again");
+                for (table, before) in self.state.tables.clone() {
+                    let after = TableCursor::at_start(before.seq, 0, String::new(), false);
+                    self.state.tables.insert(table.clone(), after.clone());
+                    self.staged.push(Change { table, before: Some(before), after, publication: None });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a table's change to the group.
+    pub(crate) fn stage(&mut self, change: Change) {
+        self.group_bytes += change.publication.as_ref().map_or(0, |publication| publication.manifest.bytes);
+        self.staged.push(change);
+    }
+
+    /// Whether the group, with `open_bytes` not yet staged, is old or large enough to be committed in between.
+    pub(crate) fn is_group_due(&self, open_bytes: u64) -> bool {
+        self.group_began.elapsed() >= GROUP_AGE || self.group_bytes + open_bytes >= GROUP_BYTES
+    }
+
+    /// Commits the group: from here on its cursors are the truth, and its objects visible.
+    ///
+    /// # Errors
+    /// `CheckpointConflict`, `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn commit(&mut self) -> Result<(), Error> {
+        let changes = std::mem::take(&mut self.staged);
+        (self.group_began, self.group_bytes) = (Instant::now(), 0);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match &mut self.keeper {
+            Keeper::Checkpoint(checkpoint) => {
+                if let Err(error) = checkpoint.swap(self.state.database.as_ref(), &changes).await {
+                    abort(checkpoint.storage(), &changes).await;
+                    return Err(error);
+                }
+                checkpoint.publish().await?;
+            }
+            Keeper::Caller(Some(storage)) => {
+                for publication in changes.iter().filter_map(|change| change.publication.as_ref()) {
+                    if checkpoint::publish(storage, publication).await? == Completion::Gone {
+                        return Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed"));
+                    }
+                }
+            }
+            Keeper::Caller(None) => {}
+        }
+        for change in changes {
+            self.state.tables.insert(change.table, change.after);
+        }
+        Ok(())
+    }
+
+    /// Gives up what is staged and not committed.
+    pub(crate) async fn abandon(&mut self) {
+        let changes = std::mem::take(&mut self.staged);
+        match &self.keeper {
+            Keeper::Checkpoint(checkpoint) => abort(checkpoint.storage(), &changes).await,
+            Keeper::Caller(Some(storage)) => abort(storage, &changes).await,
+            Keeper::Caller(None) => {}
+        }
+    }
+}
+
+/// By what is known on both sides: the cluster, and the database in it.
+fn is_same(known: &DatabaseId, id: &DatabaseId) -> bool {
+    let is_same_system = match (&known.system_identifier, &id.system_identifier) {
+        (Some(known), Some(id)) => known == id,
+        _ => true,
+    };
+    is_same_system && known.oid == id.oid && known.name == id.name
+}
+
+async fn abort(storage: &Storage, changes: &[Change]) {
+    let publications = changes.iter().filter_map(|change| change.publication.as_ref());
+    for batch in publications.flat_map(|publication| &publication.batches) {
+        storage.abort(&batch.upload).await;
+    }
+}

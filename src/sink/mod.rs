@@ -1,0 +1,9 @@
+//! Where rows and cursors go: objects in S3 with the checkpoint, or Fivetran's answer.
+
+pub(crate) mod batch;
+pub(crate) mod checkpoint;
+pub(crate) mod fivetran;
+pub(crate) mod ledger;
+pub(crate) mod manifest;
+pub(crate) mod storage;
+pub(crate) mod table_writer;

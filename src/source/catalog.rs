@@ -1,0 +1,328 @@
+//! The catalog: which of the configured tables there are, their columns, types and primary keys.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio_postgres::types::Type;
+
+use super::session::Session;
+use crate::config::{Config, TableOptions, TableRules};
+use crate::deadline::Deadline;
+use crate::encode::{Cast, Encoding};
+use crate::error::{Error, Kind};
+use crate::table_name::{TableName, quoted};
+use crate::text::hex;
+
+/// A table that can be synced: everything that a query over it needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Table {
+    pub(crate) name: TableName,
+    pub(crate) oid: u32,
+    /// Those that are delivered, in the table's order.
+    pub(crate) columns: Vec<Column>,
+    /// The primary key's columns: indices into `columns`, in the key's order.
+    pub(crate) key: Vec<usize>,
+    /// The cursor column: an index into `columns`.
+    pub(crate) cursor: usize,
+    pub(crate) cursor_kind: CursorKind,
+    /// `LOCK TABLE` wants SELECT on the whole table; a grant on single columns is not enough for it.
+    pub(crate) is_lockable: bool,
+    pub(crate) options: TableOptions,
+}
+
+/// One column as it is selected and delivered.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Column {
+    pub(crate) name: String,
+    /// As PostgreSQL writes it, with modifiers: `numeric(10,2)`.
+    #[serde(rename = "type")]
+    pub(crate) type_name: String,
+    pub(crate) nullable: bool,
+    /// The type without modifiers, for literals of the key.
+    #[serde(skip)]
+    pub(crate) literal_type: String,
+    #[serde(skip)]
+    pub(crate) cast: Cast,
+    #[serde(skip)]
+    pub(crate) encoding: Encoding,
+}
+
+/// What a cursor column may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CursorKind {
+    Timestamptz,
+    Timestamp,
+    Date,
+}
+
+impl Table {
+    /// What a position in this table is made of; a state made for another order does not fit.
+    pub(crate) fn order(&self) -> String {
+        let columns = std::iter::once(&self.cursor).chain(&self.key).map(|i| &self.columns[*i]);
+        columns.map(|column| format!("{} {}", quoted(&column.name), column.literal_type)).collect::<Vec<_>>().join(", ")
+    }
+
+    pub(crate) fn key_names(&self) -> Vec<&str> {
+        self.key.iter().map(|i| self.columns[*i].name.as_str()).collect()
+    }
+
+    /// The schema file: columns, PostgreSQL's types, primary key; and its hash, which names it.
+    pub(crate) fn schema(&self) -> (Value, String) {
+        let schema = json!({
+            "table": self.name.to_string(),
+            "columns": self.columns,
+            "primary_key": self.key_names(),
+            "cursor_column": self.columns[self.cursor].name,
+        });
+        let hash = hex(&Sha256::digest(schema.to_string())[..8]);
+        (schema, hash)
+    }
+}
+
+/// A configured table: usable, or why not.
+pub(crate) type Found = (TableName, Result<Arc<Table>, Error>);
+
+/// Looks the configured tables up. Those named outright that are missing or unusable are errors; what a pattern brings in
+/// and cannot be used is skipped with a warning.
+///
+/// # Errors
+/// As [`Session::error`].
+pub(crate) async fn find_tables(
+    session: &Session,
+    config: &Config,
+    rules: &TableRules,
+    picked: Option<&[TableName]>,
+    deadline: Deadline,
+) -> Result<Vec<Found>, Error> {
+    let is_wanted = |table: &TableName| picked.is_none_or(|picked| picked.contains(table));
+    let outright: Vec<TableName> = rules.outright().chain(picked.into_iter().flatten().cloned()).collect();
+    let mut found: Vec<Found> = Vec::new();
+    for relation in relations(session, rules, deadline).await? {
+        let Some(options) = rules.options(&relation.name).filter(|_| is_wanted(&relation.name)) else { continue };
+        let is_outright = outright.contains(&relation.name);
+        if !is_outright && (relation.is_leaf || relation.other_kind().is_some()) {
+            continue;
+        }
+        let name = relation.name.clone();
+        match table(session, config, relation, options, deadline).await {
+            Err(error) if !is_outright && error.kind().is_of_table() => {
+                tracing::warn!(table = %name, error_type = error.kind().name(), error = %error, "table skipped");
+            }
+            Err(error) if !error.kind().is_of_table() => return Err(error),
+            outcome => found.push((name, outcome.map(Arc::new))),
+        }
+    }
+    for name in outright {
+        if is_wanted(&name) && rules.options(&name).is_some() && !found.iter().any(|(known, _)| *known == name) {
+            let error = Error::new(Kind::SchemaChanged, format!("table {name} does not exist"))
+                .with_hint("check its name and schema, db_name, and USAGE on the schema");
+            found.push((name, Err(error)));
+        }
+    }
+    Ok(found)
+}
+
+struct Relation {
+    name: TableName,
+    oid: u32,
+    kind: String,
+    is_leaf: bool,
+    is_lockable: bool,
+    columns: Vec<CatalogColumn>,
+}
+
+struct CatalogColumn {
+    name: String,
+    type_oid: u32,
+    type_name: String,
+    literal_type: String,
+    nullable: bool,
+    key_position: Option<i32>,
+}
+
+impl Relation {
+    /// What it is, if it is neither an ordinary nor a partitioned table.
+    fn other_kind(&self) -> Option<&'static str> {
+        match self.kind.as_str() {
+            "r" | "p" => None,
+            "v" => Some("a view"),
+            "m" => Some("a materialized view"),
+            "f" => Some("a foreign table"),
+            _ => Some("not a table"),
+        }
+    }
+}
+
+async fn relations(session: &Session, rules: &TableRules, deadline: Deadline) -> Result<Vec<Relation>, Error> {
+    let (schemas, names): (Vec<String>, Vec<String>) = rules.included().map(|pattern| pattern.to_like()).unzip();
+    let rows = session
+        .query(
+            "select n.nspname::text, c.relname::text, c.oid, c.relkind::text, c.relispartition, \
+                    has_table_privilege(c.oid, 'select'), a.attname::text, a.atttypid, \
+                    format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), not a.attnotnull, \
+                    array_position(i.indkey::int2[], a.attnum) \
+             from pg_class c \
+             join pg_namespace n on n.oid = c.relnamespace \
+             join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
+             left join pg_index i on i.indrelid = c.oid and i.indisprimary \
+             where c.relkind in ('r', 'p', 'v', 'm', 'f') \
+               and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') \
+               and exists (select from unnest($1::text[], $2::text[]) as wanted(schema, name) \
+                           where n.nspname like wanted.schema and c.relname like wanted.name) \
+             order by n.nspname, c.relname, a.attnum",
+            &[(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)],
+            deadline,
+        )
+        .await?;
+    let mut relations: Vec<Relation> = Vec::new();
+    for row in rows {
+        let oid: u32 = row.get(2);
+        if relations.last().is_none_or(|last| last.oid != oid) {
+            relations.push(Relation {
+                name: TableName { schema: row.get(0), name: row.get(1) },
+                oid,
+                kind: row.get(3),
+                is_leaf: row.get(4),
+                is_lockable: row.get(5),
+                columns: Vec::new(),
+            });
+        }
+        if let Some(relation) = relations.last_mut() {
+            relation.columns.push(CatalogColumn {
+                name: row.get(6),
+                type_oid: row.get(7),
+                type_name: row.get(8),
+                literal_type: row.get(9),
+                nullable: row.get(10),
+                key_position: row.get(11),
+            });
+        }
+    }
+    Ok(relations)
+}
+
+async fn table(
+    session: &Session,
+    config: &Config,
+    relation: Relation,
+    options: &TableOptions,
+    deadline: Deadline,
+) -> Result<Table, Error> {
+    let name = relation.name.clone();
+    if let Some(kind) = relation.other_kind() {
+        return Err(Error::new(Kind::SchemaChanged, format!("{name} is {kind}, which cannot be read without loss"))
+            .with_hint("name the tables beneath it"));
+    }
+    let kept: Vec<&CatalogColumn> =
+        relation.columns.iter().filter(|column| !options.exclude.contains(&column.name)).collect();
+    check_names(config, &relation, options, &kept)?;
+    let key = key(&name, &kept)?;
+    let cursor = cursor(&name, &kept, options.cursor_columns.as_ref().unwrap_or(&config.cursor_columns))?;
+    let types = types(session, &name, &kept, deadline).await?;
+    let cursor_kind = cursor_kind(&name, kept[cursor], &types[cursor])?;
+    let columns = kept.iter().zip(&types).map(|(column, ty)| {
+        let (cast, encoding) = Encoding::select(ty);
+        Column {
+            name: column.name.clone(),
+            type_name: column.type_name.clone(),
+            nullable: column.nullable,
+            literal_type: column.literal_type.clone(),
+            cast,
+            encoding,
+        }
+    });
+    Ok(Table {
+        oid: relation.oid,
+        columns: columns.collect(),
+        key,
+        cursor,
+        cursor_kind,
+        is_lockable: relation.is_lockable,
+        options: options.clone(),
+        name,
+    })
+}
+
+fn check_names(
+    config: &Config,
+    relation: &Relation,
+    options: &TableOptions,
+    kept: &[&CatalogColumn],
+) -> Result<(), Error> {
+    let name = &relation.name;
+    let has = |column: &String| relation.columns.iter().any(|known| known.name == *column);
+    if let Some(unknown) = options.exclude.iter().find(|column| !has(column)) {
+        let context = format!("table {name} has no column {unknown}, which `exclude` names");
+        return Err(Error::new(Kind::InvalidConfig, context));
+    }
+    let is_key_excluded = |column: &&CatalogColumn| column.key_position.is_some() && options.exclude.contains(&column.name);
+    if let Some(column) = relation.columns.iter().find(is_key_excluded) {
+        let context = format!("`exclude` leaves out {}, a column of the primary key of {name}", column.name);
+        return Err(Error::new(Kind::InvalidConfig, context));
+    }
+    if config.has_metadata_columns && kept.iter().any(|column| column.name == "_seq") {
+        return Err(Error::new(Kind::InvalidConfig, format!("table {name} has a column _seq of its own"))
+            .with_hint("exclude it, or set METADATA_COLUMNS=off"));
+    }
+    Ok(())
+}
+
+fn key(name: &TableName, columns: &[&CatalogColumn]) -> Result<Vec<usize>, Error> {
+    let mut key: Vec<(i32, usize)> =
+        columns.iter().enumerate().filter_map(|(i, column)| Some((column.key_position?, i))).collect();
+    key.sort_unstable();
+    if key.is_empty() {
+        return Err(Error::new(Kind::SchemaChanged, format!("table {name} has no primary key"))
+            .with_hint("add one: without it rows that share a time cannot be told apart"));
+    }
+    Ok(key.into_iter().map(|(_, i)| i).collect())
+}
+
+fn cursor(name: &TableName, columns: &[&CatalogColumn], wanted: &[String]) -> Result<usize, Error> {
+    let find = |wanted: &String| columns.iter().position(|column| column.name == *wanted);
+    wanted.iter().find_map(find).ok_or_else(|| {
+        let candidates: Vec<&str> = columns
+            .iter()
+            .filter(|column| column.literal_type.starts_with("timestamp") || column.literal_type == "date")
+            .map(|column| column.name.as_str())
+            .collect();
+        let hint = if candidates.is_empty() {
+            "add a column that every write sets to now(), and name it in CURSOR_COLUMN".to_owned()
+        } else {
+            format!("set CURSOR_COLUMN to the one that every write sets; candidates: {}", candidates.join(", "))
+        };
+        Error::new(Kind::SchemaChanged, format!("table {name} has no cursor column {}", wanted.join(" or ")))
+            .with_hint(hint)
+    })
+}
+
+fn cursor_kind(name: &TableName, column: &CatalogColumn, ty: &Type) -> Result<CursorKind, Error> {
+    match *ty {
+        Type::TIMESTAMPTZ => Ok(CursorKind::Timestamptz),
+        Type::TIMESTAMP => Ok(CursorKind::Timestamp),
+        Type::DATE => Ok(CursorKind::Date),
+        _ => Err(Error::new(
+            Kind::SchemaChanged,
+            format!("cursor column {} of table {name} is of type {}", column.name, column.type_name),
+        )
+        .with_hint("a cursor column is a timestamptz, a timestamp or a date")),
+    }
+}
+
+/// The types in full. Those that PostgreSQL ships are known by oid; enums, domains, arrays and composites of the
+/// database's own are asked for.
+async fn types(
+    session: &Session,
+    name: &TableName,
+    columns: &[&CatalogColumn],
+    deadline: Deadline,
+) -> Result<Vec<Type>, Error> {
+    let known: Option<Vec<Type>> = columns.iter().map(|column| Type::from_oid(column.type_oid)).collect();
+    if let Some(types) = known {
+        return Ok(types);
+    }
+    let list: Vec<String> = columns.iter().map(|column| quoted(&column.name)).collect();
+    session.column_types(&format!("select {} from {}", list.join(", "), name.to_sql()), deadline).await
+}

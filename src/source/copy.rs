@@ -1,0 +1,82 @@
+//! Binary COPY, row by row.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+use tokio_postgres::CopyOutStream;
+
+use super::session::Session;
+use crate::deadline::Deadline;
+use crate::error::{Error, Kind};
+
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+
+/// A COPY under way. Dropping it before its end leaves the connection draining: close the connection then.
+pub(crate) struct Copy<'a> {
+    session: &'a Session,
+    stream: Pin<Box<CopyOutStream>>,
+    is_header_read: bool,
+    limit: Duration,
+}
+
+impl std::fmt::Debug for Copy<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Copy")
+    }
+}
+
+impl<'a> Copy<'a> {
+    /// Starts `copy (query) to stdout (format binary)`.
+    ///
+    /// # Errors
+    /// As [`Session::error`].
+    pub(crate) async fn start(session: &'a Session, query: &str, deadline: Deadline) -> Result<Self, Error> {
+        let limit = session.statement_limit(deadline);
+        let sql = format!("copy ({query}) to stdout (format binary)");
+        let stream = timeout(limit, session.client().copy_out(sql.as_str())).await;
+        let stream = stream.map_err(|_| stalled(limit))?.map_err(|error| session.error(&error))?;
+        Ok(Self { session, stream: Box::pin(stream), is_header_read: false, limit })
+    }
+
+    /// The next row: int16 field count, then for each field int32 length (-1: null) and bytes. The server sends one
+    /// CopyData message for each row (protocol, COPY operations), the first with the format's header before it.
+    ///
+    /// # Errors
+    /// As [`Session::error`]; `RowTooLarge` for a row beyond the bound, which also ends the connection.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let message = timeout(self.limit, self.stream.next()).await.map_err(|_| stalled(self.limit))?;
+            let Some(message) = message else { return Ok(None) };
+            let mut message = message.map_err(|error| self.session.error(&error))?;
+            if !self.is_header_read {
+                skip_header(&mut message)?;
+                self.is_header_read = true;
+            }
+            // The trailer is a field count of -1; CopyDone follows it.
+            if !message.is_empty() && message[..] != [0xff, 0xff] {
+                return Ok(Some(message));
+            }
+        }
+    }
+}
+
+fn skip_header(message: &mut Bytes) -> Result<(), Error> {
+    let malformed = || Error::new(Kind::DatabaseUnavailable, "what the server sent is not binary COPY data");
+    if message.len() < SIGNATURE.len() + 8 || !message.starts_with(SIGNATURE) {
+        return Err(malformed());
+    }
+    message.advance(SIGNATURE.len() + 4);
+    let extension_bytes = message.get_u32() as usize;
+    if message.len() < extension_bytes {
+        return Err(malformed());
+    }
+    message.advance(extension_bytes);
+    Ok(())
+}
+
+fn stalled(limit: Duration) -> Error {
+    Error::new(Kind::TunnelLost, format!("no row from the database within {} ms", limit.as_millis()))
+}

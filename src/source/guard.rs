@@ -1,0 +1,181 @@
+//! A watch over what the server sends, beneath the protocol library, which has neither of these two limits: a frame's
+//! size, before it is buffered, and the requests for a password that would hand it to a false server.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, TlsStream};
+
+use super::Stream;
+use super::tls::Secured;
+
+/// A stream whose incoming frames are bounded.
+pub(super) struct Guard {
+    inner: Stream,
+    /// Handed out when the library asks, which it does once, while authenticating.
+    binding: Mutex<Option<ChannelBinding>>,
+    frames: Frames,
+}
+
+/// The framing of PostgreSQL's messages: one type byte, then a length that counts itself, then the body.
+#[derive(Debug)]
+struct Frames {
+    max_frame_bytes: usize,
+    allows_plain_passwords: bool,
+    /// Up to nine bytes: type, length, and the first word of the body, where an `R` says what it asks for.
+    head: Vec<u8>,
+    body_left: usize,
+}
+
+/// What the guard stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// A frame of so many bytes.
+    TooLarge(usize),
+    /// A request for the password in clear text or as MD5.
+    PlainPassword,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooLarge(bytes) => write!(f, "a message of {bytes} bytes"),
+            Self::PlainPassword => f.write_str("the server asked for the password in clear text or as MD5"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refused {
+    /// Finds the guard's word among the causes of an error.
+    pub(super) fn among(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<Self>()) {
+                return Some(*refused);
+            }
+            cause = error.source();
+        }
+        None
+    }
+}
+
+impl Guard {
+    /// `max_frame_bytes` counts a frame's length word, not its type byte.
+    pub(super) fn new(secured: Secured, max_frame_bytes: usize, allows_plain_passwords: bool) -> Self {
+        let frames =
+            Frames { max_frame_bytes, allows_plain_passwords, head: Vec::with_capacity(9), body_left: 0 };
+        Self { inner: secured.stream, binding: Mutex::new(Some(secured.binding)), frames }
+    }
+}
+
+impl Frames {
+    fn watch(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
+        while !bytes.is_empty() {
+            if self.body_left > 0 {
+                let skipped = self.body_left.min(bytes.len());
+                self.body_left -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            let wanted = if self.head.first() == Some(&b'R') { 9 } else { 5 };
+            let taken = (wanted - self.head.len()).min(bytes.len());
+            self.head.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            // The type byte decides how long the head is, so look again once it is there.
+            let wanted = if self.head[0] == b'R' { 9 } else { 5 };
+            if self.head.len() == wanted {
+                self.begin_body()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_body(&mut self) -> Result<(), Refused> {
+        let word = |at: usize| u32::from_be_bytes([self.head[at], self.head[at + 1], self.head[at + 2], self.head[at + 3]]);
+        let length = word(1) as usize;
+        if self.head[0] == b'R' && matches!(word(5), 3 | 5) && !self.allows_plain_passwords {
+            return Err(Refused::PlainPassword);
+        }
+        if length > self.max_frame_bytes {
+            return Err(Refused::TooLarge(length));
+        }
+        self.body_left = (length + 1).saturating_sub(self.head.len());
+        self.head.clear();
+        Ok(())
+    }
+}
+
+impl AsyncRead for Guard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        Poll::Ready(self.frames.watch(&buf.filled()[before..]).map_err(io::Error::other))
+    }
+}
+
+impl AsyncWrite for Guard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl TlsStream for Guard {
+    fn channel_binding(&self) -> ChannelBinding {
+        let mut binding = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
+        binding.take().unwrap_or_else(ChannelBinding::none)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(allows_plain_passwords: bool) -> Frames {
+        Frames { max_frame_bytes: 100, allows_plain_passwords, head: Vec::new(), body_left: 0 }
+    }
+
+    fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).expect("short");
+        [&[kind][..], &length.to_be_bytes(), body].concat()
+    }
+
+    #[test]
+    fn frames_are_followed_however_they_are_cut() {
+        let bytes = [
+            frame(b'R', &10_u32.to_be_bytes()),
+            frame(b'Z', b"I"),
+            frame(b'd', &[7; 90]),
+            frame(b'c', b""),
+            frame(b'd', &[7; 200]),
+        ]
+        .concat();
+        for step in 1..bytes.len() {
+            let mut frames = frames(false);
+            let outcome = bytes.chunks(step).try_for_each(|chunk| frames.watch(chunk));
+            assert_eq!(outcome, Err(Refused::TooLarge(204)), "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn a_request_for_a_plain_password_is_stopped_unless_allowed() {
+        for code in [3_u32, 5] {
+            let request = frame(b'R', &[&code.to_be_bytes()[..], b"salt"].concat());
+            assert_eq!(frames(false).watch(&request), Err(Refused::PlainPassword));
+            assert_eq!(frames(true).watch(&request), Ok(()));
+        }
+    }
+}

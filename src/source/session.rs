@@ -1,0 +1,355 @@
+//! A session with the database: how it is opened, kept read-only and bounded, read from, and closed; and what its errors
+//! mean.
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::config::{SslMode as Negotiation, SslNegotiation};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::TlsConnect;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use super::Stream;
+use super::guard::{Guard, Refused};
+use super::ssh::{End, Tunnel, connect_tcp};
+use super::tls;
+use crate::credentials::{Credentials, Database, SslMode};
+use crate::deadline::Deadline;
+use crate::error::{Error, Kind};
+
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Beside the rows' own bound, room for a frame's other fields and for long catalog answers.
+const FRAME_ALLOWANCE_BYTES: usize = 1 << 20;
+
+/// Bounds of a session, from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) max_row_bytes: usize,
+    pub(crate) max_transaction: Duration,
+}
+
+/// Which database this is; what was refused to us is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatabaseId {
+    /// Of the cluster, made by initdb; kept by replicas and by physical restores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) system_identifier: Option<String>,
+    pub(crate) oid: u32,
+    pub(crate) name: String,
+}
+
+/// One connection to the database, alone or through the tunnel that it owns.
+#[derive(Debug)]
+pub(crate) struct Session {
+    credentials: Arc<Credentials>,
+    application_name: String,
+    bounds: Bounds,
+    tunnel: Option<Tunnel>,
+    connection: Connection,
+    pub(crate) database_id: DatabaseId,
+}
+
+/// A client and the task that drives it, which ends with it.
+struct Connection {
+    client: Client,
+    driver: JoinHandle<Option<String>>,
+    end: End,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connection")
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Session {
+    /// Opens the way: tunnel, channel, TLS, login, session settings, identity.
+    ///
+    /// # Errors
+    /// The `Bastion…` and `Database…` kinds, `TunnelLost`.
+    pub(crate) async fn open(
+        credentials: Arc<Credentials>,
+        sync_id: &str,
+        bounds: Bounds,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
+        let tunnel = match &credentials.bastion {
+            Some(bastion) => Some(Tunnel::open(bastion, deadline).await?),
+            None => None,
+        };
+        let application_name = format!("bastion-sync/{sync_id}");
+        let (connection, database_id) =
+            Connection::open(tunnel.as_ref(), &credentials.database, &application_name, bounds, deadline).await?;
+        Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id })
+    }
+
+    /// Replaces a connection that was lost, or left in the middle of a COPY, by a new one through the same tunnel.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) async fn reopen(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let database = &self.credentials.database;
+        let (connection, _) =
+            Connection::open(self.tunnel.as_ref(), database, &self.application_name, self.bounds, deadline).await?;
+        self.connection = connection;
+        Ok(())
+    }
+
+    /// Whether the connection can no longer be used.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.client.is_closed() || self.connection.driver.is_finished()
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.connection.client
+    }
+
+    /// How long any one statement may take.
+    pub(super) fn statement_limit(&self, deadline: Deadline) -> Duration {
+        deadline.at_most(self.bounds.max_transaction + Duration::from_secs(5))
+    }
+
+    /// Runs statements without parameters, in one round trip; their last row, if any gave one.
+    ///
+    /// # Errors
+    /// As [`Self::error`].
+    pub(crate) async fn run(&self, sql: &str, deadline: Deadline) -> Result<Option<SimpleQueryRow>, Error> {
+        let limit = self.statement_limit(deadline);
+        let outcome = timeout(limit, self.client().simple_query(sql)).await;
+        let messages = outcome.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))?;
+        Ok(messages.into_iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        }))
+    }
+
+    /// Runs one statement with bound parameters.
+    ///
+    /// # Errors
+    /// As [`Self::error`].
+    pub(super) async fn query(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+        deadline: Deadline,
+    ) -> Result<Vec<tokio_postgres::Row>, Error> {
+        let limit = self.statement_limit(deadline);
+        let outcome = timeout(limit, self.client().query_typed(sql, parameters)).await;
+        outcome.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))
+    }
+
+    /// The types of a query's columns.
+    ///
+    /// # Errors
+    /// As [`Self::error`].
+    pub(super) async fn column_types(&self, sql: &str, deadline: Deadline) -> Result<Vec<Type>, Error> {
+        let limit = self.statement_limit(deadline);
+        let statement = timeout(limit, self.client().prepare(sql)).await;
+        let statement = statement.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))?;
+        Ok(statement.columns().iter().map(|column| column.type_().clone()).collect())
+    }
+
+    /// What an error of this session means: the SQLSTATE's kind; a frame that the guard stopped; or, where the server
+    /// said nothing, a lost connection with the tunnel's own account of its end.
+    pub(super) fn error(&self, error: &tokio_postgres::Error) -> Error {
+        if let Some(fault) = error.as_db_error() {
+            return database_error(fault);
+        }
+        match Refused::among(error) {
+            Some(refused) => refused_error(refused),
+            None => {
+                let cause = self.connection.end.cause().unwrap_or_else(|| error.to_string());
+                Error::new(Kind::TunnelLost, format!("the connection to the database was lost: {cause}"))
+            }
+        }
+    }
+
+    /// Closes connection and tunnel in order, so that the server and the bastion see an end and not a silence.
+    pub(crate) async fn close(self) {
+        drop(self.connection);
+        if let Some(tunnel) = self.tunnel {
+            tunnel.close().await;
+        }
+    }
+}
+
+impl Connection {
+    async fn open(
+        tunnel: Option<&Tunnel>,
+        database: &Database,
+        application_name: &str,
+        bounds: Bounds,
+        deadline: Deadline,
+    ) -> Result<(Self, DatabaseId), Error> {
+        let stream: Stream = match tunnel {
+            Some(tunnel) => tunnel.channel(&database.host, database.port, deadline).await?,
+            None => Box::new(connect_tcp(&database.host, database.port, deadline).await.map_err(|error| {
+                Error::new(Kind::DatabaseUnreachable, format!("database {}:{}", database.host, database.port))
+                    .with_source(error)
+                    .with_hint("check private_host and private_port, and the database's firewall")
+            })?),
+        };
+        let limit = deadline.at_most(LOGIN_TIMEOUT);
+        let connection = timeout(limit, async {
+            let connection = login(stream, database, application_name, bounds).await?;
+            let end = tunnel.map(Tunnel::end).unwrap_or_default();
+            Ok::<_, Error>(Self { client: connection.0, driver: connection.1, end })
+        })
+        .await
+        .map_err(|_| {
+            let context = format!("login at the database timed out after {} ms", limit.as_millis());
+            Error::new(Kind::DatabaseUnreachable, context)
+        })??;
+        let id = connection.prepare(bounds, limit).await?;
+        Ok((connection, id))
+    }
+
+    /// Sets the session's bounds and asks which database this is. Both are sent at once.
+    async fn prepare(&self, bounds: Bounds, limit: Duration) -> Result<DatabaseId, Error> {
+        let settings = settings(bounds);
+        let asked = timeout(limit, async {
+            tokio::join!(
+                self.client.simple_query(&settings),
+                self.client.simple_query("select oid, datname from pg_database where datname = current_database()"),
+                self.client.simple_query("select system_identifier from pg_control_system()"),
+            )
+        });
+        let (settings, database, system) = asked.await.map_err(|_| silent(limit))?;
+        settings.map_err(|error| login_error(&error))?;
+        let database = first_row(&database.map_err(|error| login_error(&error))?);
+        // Refused on some managed services; then the database's name and oid must do.
+        let system_identifier = system.ok().and_then(|rows| first_row(&rows)).and_then(|mut row| row.pop().flatten());
+        match database.as_deref() {
+            Some([Some(oid), Some(name)]) => {
+                Ok(DatabaseId { system_identifier, oid: oid.parse().unwrap_or(0), name: name.clone() })
+            }
+            _ => Err(Error::new(Kind::DatabaseUnavailable, "the server does not say which database this is")),
+        }
+    }
+}
+
+fn first_row(messages: &[SimpleQueryMessage]) -> Option<Vec<Option<String>>> {
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        _ => None,
+    })
+}
+
+/// Sent as SET and not as start-up parameters, which poolers refuse. With a bastion in between, the server's own TCP
+/// checks watch the bastion only, so that time-outs are all that ends a session of ours that was lost.
+fn settings(bounds: Bounds) -> String {
+    let limit_ms = bounds.max_transaction.as_millis();
+    format!(
+        "set default_transaction_read_only = on; set search_path = pg_catalog; set row_security = off; \
+         set standard_conforming_strings = on; set timezone = 'UTC'; set datestyle = 'ISO'; \
+         set intervalstyle = 'iso_8601'; set extra_float_digits = 1; set bytea_output = 'hex'; \
+         set lock_timeout = '5s'; set statement_timeout = {limit_ms}; \
+         set idle_in_transaction_session_timeout = {limit_ms}"
+    )
+}
+
+async fn login(
+    stream: Stream,
+    database: &Database,
+    application_name: &str,
+    bounds: Bounds,
+) -> Result<(Client, JoinHandle<Option<String>>), Error> {
+    let secured = tls::secure(stream, database).await?;
+    tracing::debug!(is_encrypted = secured.is_encrypted, "database channel secured");
+    let allows_plain_passwords = database.sslmode == SslMode::VerifyFull;
+    let guard = Guard::new(secured, bounds.max_row_bytes + FRAME_ALLOWANCE_BYTES, allows_plain_passwords);
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(&database.user)
+        .password(&database.password)
+        .dbname(&database.name)
+        .application_name(application_name)
+        // TLS is already there: `Negotiated` hands the guard through as the stream that was asked for.
+        .ssl_mode(Negotiation::Require)
+        .ssl_negotiation(SslNegotiation::Direct);
+    let (client, connection) =
+        config.connect_raw(guard, Negotiated).await.map_err(|error| login_error(&error))?;
+    let driver = tokio::spawn(async move { connection.await.err().map(|error| error.to_string()) });
+    Ok((client, driver))
+}
+
+/// Tells the library that the stream it has is the one it wants.
+struct Negotiated;
+
+impl TlsConnect<Guard> for Negotiated {
+    type Stream = Guard;
+    type Error = std::io::Error;
+    type Future = Ready<Result<Guard, std::io::Error>>;
+
+    fn connect(self, stream: Guard) -> Self::Future {
+        ready(Ok(stream))
+    }
+}
+
+fn silent(limit: Duration) -> Error {
+    Error::new(Kind::TunnelLost, format!("no answer from the database within {} ms", limit.as_millis()))
+}
+
+fn refused_error(refused: Refused) -> Error {
+    match refused {
+        Refused::TooLarge(bytes) => Error::new(Kind::RowTooLarge, format!("a row of {bytes} bytes")),
+        Refused::PlainPassword => Error::new(Kind::DatabaseAuthFailed, refused.to_string()).with_hint(
+            "set password_encryption = 'scram-sha-256' there and the password anew, or use db_sslmode verify-full",
+        ),
+    }
+}
+
+fn login_error(error: &tokio_postgres::Error) -> Error {
+    if let Some(fault) = error.as_db_error() {
+        let is_full_or_starting = matches!(fault.code().code(), "53300" | "57P03");
+        return if is_full_or_starting {
+            Error::new(Kind::DatabaseUnreachable, sqlstate(fault))
+        } else {
+            database_error(fault)
+        };
+    }
+    match Refused::among(error) {
+        Some(refused) => refused_error(refused),
+        None => Error::new(Kind::DatabaseUnreachable, "login at the database").with_source(error.to_string()),
+    }
+}
+
+fn database_error(fault: &tokio_postgres::error::DbError) -> Error {
+    let code = fault.code();
+    let error = |kind| Error::new(kind, sqlstate(fault));
+    if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        return error(Kind::PermissionDenied).with_hint(
+            "grant SELECT on the table and USAGE on its schema to the user; tables with row-level security need a \
+             user that bypasses it",
+        );
+    }
+    match &code.code()[..2] {
+        "28" => error(Kind::DatabaseAuthFailed).with_hint("check db_user, db_password and pg_hba.conf"),
+        "3D" => error(Kind::DatabaseAuthFailed).with_hint("check db_name"),
+        "3F" | "42" => error(Kind::SchemaChanged),
+        _ => error(Kind::DatabaseUnavailable),
+    }
+}
+
+/// The server's words where they hold only names; its code alone where they may quote a row. DETAIL and HINT never.
+fn sqlstate(fault: &tokio_postgres::error::DbError) -> String {
+    let code = fault.code().code();
+    match &code[..2] {
+        "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" => {
+            format!("database: {} (SQLSTATE {code})", fault.message())
+        }
+        _ => format!("database: SQLSTATE {code}"),
+    }
+}
