@@ -9,7 +9,8 @@ use crate::cursor::State;
 use crate::error::Error;
 use crate::request::Door;
 use crate::sink::fivetran;
-use crate::source::catalog::{Table, find_tables};
+use crate::source::catalog::find_tables;
+use crate::table::Table;
 
 /// What the check found.
 #[derive(Debug)]

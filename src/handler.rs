@@ -19,7 +19,7 @@ use crate::metrics;
 use crate::request::{Action, Door};
 use crate::sink::checkpoint::Checkpoint;
 use crate::sink::fivetran::Inserts;
-use crate::source::catalog::Table;
+use crate::table::Table;
 use crate::sync::{Outcome, sync};
 
 impl From<Error> for Diagnostic {

@@ -9,7 +9,7 @@
 //! | `config`, `credentials`, `deadline`, `app` | what an invocation works with |
 //! | `sync`, `check` | the actions; `sync` is the straight line |
 //! | `source` | tunnel, TLS, session, catalog, COPY |
-//! | `cursor`, `plan`, `encode` | pure: the state, the SQL of a page, PostgreSQL's values as JSON |
+//! | `cursor`, `plan`, `table`, `encode` | pure: the state, the SQL of a page, a table, PostgreSQL's values as JSON |
 //! | `sink` | batches, the checkpoint and its commit, manifests, Fivetran's answer |
 //!
 //! What must always hold (each is a test):
@@ -39,6 +39,7 @@ mod request;
 mod sink;
 mod source;
 mod sync;
+mod table;
 mod table_name;
 mod text;
 

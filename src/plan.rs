@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::cursor::Position;
 use crate::encode::Cast;
 use crate::error::{Error, Kind};
-use crate::source::catalog::{Column, CursorKind, Table};
+use crate::table::{Column, CursorKind, Table};
 use crate::table_name::quoted;
 use crate::text::timestamp;
 

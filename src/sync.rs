@@ -21,9 +21,10 @@ use crate::sink::ledger::Ledger;
 use crate::sink::manifest::{Manifest, Receipt};
 use crate::sink::storage::Storage;
 use crate::sink::table_writer::{Format, TableWriter};
-use crate::source::catalog::{Found, Table, find_tables};
+use crate::source::catalog::{Found, find_tables};
 use crate::source::copy::Copy;
 use crate::source::session::Session;
+use crate::table::Table;
 use crate::table_name::TableName;
 use crate::text::timestamp;
 

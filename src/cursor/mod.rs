@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Kind};
-use crate::source::session::DatabaseId;
 use crate::table_name::TableName;
 
 /// The version that this program writes; it reads no other.
@@ -27,6 +26,17 @@ pub(crate) struct State {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) database: Option<DatabaseId>,
     pub(crate) tables: BTreeMap<String, TableCursor>,
+}
+
+/// Which database this is; what was refused to us is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatabaseId {
+    /// Of the cluster, made by initdb; kept by replicas and by physical restores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) system_identifier: Option<String>,
+    pub(crate) oid: u32,
+    pub(crate) name: String,
 }
 
 /// Where one table stands.

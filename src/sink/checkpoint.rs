@@ -8,9 +8,8 @@ use ulid::Ulid;
 use super::batch::Sealed;
 use super::manifest::Manifest;
 use super::storage::{Completion, Condition, Put, Storage};
-use crate::cursor::{State, TableCursor};
+use crate::cursor::{DatabaseId, State, TableCursor};
 use crate::error::{Error, Kind};
-use crate::source::session::DatabaseId;
 
 const KEY: &str = "_state/checkpoint.json";
 

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind};
-use crate::source::catalog::Table;
+use crate::table::Table;
 use crate::table_name::TableName;
 
 /// An answer may have 6,291,556 bytes (Lambda); the rest is for state and schema.

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use super::checkpoint::{self, Change, Checkpoint};
 use super::storage::{Completion, Storage};
 use crate::config::OnNewDatabase;
-use crate::cursor::{State, TableCursor};
+use crate::cursor::{DatabaseId, State, TableCursor};
 use crate::error::{Error, Kind};
-use crate::source::session::DatabaseId;
 
 /// A long run commits in between, so that a crash costs little.
 const GROUP_AGE: Duration = Duration::from_secs(60);

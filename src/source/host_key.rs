@@ -615,7 +615,7 @@ mod tests {
         assert_eq!(verdict(ACCEPT_ANY, HOST, 22, ED25519), Verdict::AcceptedUnpinned);
         let both = format!("{HOST} {ED25519}\n accept-any ");
         assert_eq!(verdict(&both, HOST, 22, ED25519), Verdict::Accepted);
-        assert_eq!(verdict(&both, HOST, 22, RSA), Verdict::AcceptedUnpinned);
+        assert_eq!(verdict(&both, HOST, 22, RSA), Verdict::Changed);
         assert!(parsed(&both).accepts_any());
         for empty in ["", " \n\n", "# accept-any"] {
             assert!(parsed(empty).entries.is_empty() && !parsed(empty).accepts_any());

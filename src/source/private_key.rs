@@ -436,12 +436,12 @@ impl Refusal {
     }
 
     fn not_a_pem(bytes: &[u8]) -> Self {
+        if bytes.starts_with(b"openssh-key-v1\0") || matches!(bytes, [SEQUENCE, 0x2e | 0x81 | 0x82, ..]) {
+            return Self::new("is a key without its BEGIN and END lines", STORE);
+        }
         let after_length = bytes.get(4..).unwrap_or_default();
         if [&b"ssh-"[..], b"ecdsa-sha2-", b"sk-"].iter().any(|name| after_length.starts_with(name)) {
             return Self::public_key();
-        }
-        if bytes.starts_with(b"openssh-key-v1\0") || matches!(bytes, [SEQUENCE, 0x2e | 0x81 | 0x82, ..]) {
-            return Self::new("is a key without its BEGIN and END lines", STORE);
         }
         Self::new("is base64 of something that is not a PEM", STORE)
     }

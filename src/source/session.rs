@@ -18,6 +18,7 @@ use super::guard::{Guard, Refused};
 use super::ssh::{End, Tunnel, connect_tcp};
 use super::tls;
 use crate::credentials::{Credentials, Database, SslMode};
+use crate::cursor::DatabaseId;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 
@@ -31,17 +32,6 @@ const FRAME_ALLOWANCE_BYTES: usize = 1 << 20;
 pub(crate) struct Bounds {
     pub(crate) max_row_bytes: usize,
     pub(crate) max_transaction: Duration,
-}
-
-/// Which database this is; what was refused to us is `None`.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DatabaseId {
-    /// Of the cluster, made by initdb; kept by replicas and by physical restores.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) system_identifier: Option<String>,
-    pub(crate) oid: u32,
-    pub(crate) name: String,
 }
 
 /// One connection to the database, alone or through the tunnel that it owns.
@@ -254,7 +244,7 @@ fn settings(bounds: Bounds) -> String {
     format!(
         "set default_transaction_read_only = on; set search_path = pg_catalog; set row_security = off; \
          set standard_conforming_strings = on; set timezone = 'UTC'; set datestyle = 'ISO'; \
-         set intervalstyle = 'iso_8601'; set extra_float_digits = 1; set bytea_output = 'hex'; \
+         set intervalstyle = 'postgres'; set lc_monetary = 'C'; set extra_float_digits = 1; set bytea_output = 'hex'; \
          set lock_timeout = '5s'; set statement_timeout = {limit_ms}; \
          set idle_in_transaction_session_timeout = {limit_ms}"
     )

@@ -1,1 +1,13 @@
-fn main(){}
+//! The function's behaviour on real parts: PostgreSQL, an OpenSSH bastion, Secrets Manager, an S3 that enforces
+//! conditional writes, and Lambda's runtime protocol. `make test` starts them; each test has its own database and prefix.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
+
+mod callers;
+mod case;
+mod commit;
+mod faults;
+mod keys;
+mod main_job;
+mod structure;
+mod types;
+mod types_matrix;

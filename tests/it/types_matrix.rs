@@ -1,5 +1,5 @@
-//! Values of every type in every shape that matters, and the JSON that each must become: facts/types.md row by
-//! row. Expectations were held against what PostgreSQL 15 prints; they are the same on 14 to 18.
+//! Values of every type in every shape that matters, and the JSON that each must become. Expectations were held
+//! against what PostgreSQL 15 prints; they are the same on 14 to 18.
 //!
 //! `(type, SQL expression, expected JSON)`: `select (expression)::type`. The session is in UTC, with datestyle
 //! ISO, intervalstyle postgres, bytea_output hex and lc_monetary C.

@@ -130,7 +130,7 @@ impl Stack {
 
     /// The function's environment: where its secret, its output and its AWS are.
     pub fn function_env(&self, secret_arn: &str, output_uri: &str) -> Vec<(String, String)> {
-        let variables = [
+        let variables: [(&str, &str); 7] = [
             ("BASTION_SECRET_ID", secret_arn),
             ("OUTPUT_URI", output_uri),
             ("AWS_ENDPOINT_URL_S3", &self.s3.endpoint),

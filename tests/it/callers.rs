@@ -1,0 +1,159 @@
+//! The doors: each event file, and what each caller gets.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::case::{Case, invoke, sync, table};
+
+fn event(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name);
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+}
+
+#[tokio::test]
+async fn every_event_file_gets_a_good_answer() {
+    let case = Case::with_users("events", 20).await;
+    let function = case.function(&[("TABLES", "SAMPLE_USERS")]).await;
+    sync(&function).await;
+    let mut names: Vec<String> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("events"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert!(names.len() >= 9, "{names:?}");
+    for name in &names {
+        let answer = invoke(&function, &event(name)).await.answer();
+        match name.split('-').next().unwrap() {
+            "fivetran" => assert_eq!(answer["schema"]["sample_users"]["primary_key"], json!(["id"]), "{name}: {answer}"),
+            _ if name.contains("check") || name.contains("resync") => assert_eq!(answer["ok"], true, "{name}: {answer}"),
+            _ => {
+                assert_eq!(answer["failed"], 0, "{name}: {answer}");
+                assert_eq!(table(&answer, "public.sample_users")["error"], Value::Null);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn fivetran_gets_rows_in_pages_under_its_limit_until_the_end() {
+    let case = Case::with_users("fivetran", 0).await;
+    case.run("insert into sample_users select i::text, repeat(md5(i::text), 10), '2026-01-01'::timestamptz + i * interval '1 s' from generate_series(1, 30000) i").await;
+    let function = case.function(&[("OUTPUT_URI", ""), ("DOORS", "fivetran")]).await;
+    let mut request = event("fivetran-sync.json");
+    let (mut ids, mut calls) = (Vec::new(), 0);
+    loop {
+        let invocation = invoke(&function, &request).await;
+        assert!(invocation.response_bytes < 6_291_556, "{} bytes", invocation.response_bytes);
+        let answer = invocation.answer();
+        assert_eq!(answer["schema"], json!({"sample_users": {"primary_key": ["id"]}}));
+        assert_eq!(answer["delete"], json!({}));
+        for row in answer["insert"]["sample_users"].as_array().unwrap_or(&Vec::new()) {
+            assert_eq!(row.get("_seq"), None);
+            ids.push(row["id"].as_str().unwrap().to_owned());
+        }
+        request["state"] = answer["state"].clone();
+        calls += 1;
+        if answer["hasMore"] == false {
+            break;
+        }
+    }
+    assert!(calls > 1, "the table should not fit into one answer");
+    assert_eq!(ids.len(), 30_000);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 30_000);
+    let answer = invoke(&function, &request).await.answer();
+    assert_eq!((&answer["insert"], &answer["hasMore"]), (&json!({}), &json!(false)));
+    case.assert_nothing_is_written();
+}
+
+#[tokio::test]
+async fn fivetran_setup_test_leaves_the_state_as_it_is() {
+    let case = Case::with_users("setup_test", 3).await;
+    let function = case.function(&[]).await;
+    let answer = invoke(&function, &event("fivetran-setup-test.json")).await.answer();
+    assert_eq!(
+        answer,
+        json!({"state": {}, "insert": {}, "delete": {}, "hasMore": false,
+            "schema": {"sample_users": {"primary_key": ["id"]}}})
+    );
+    case.assert_nothing_is_written();
+}
+
+#[tokio::test]
+async fn names_that_fivetran_would_merge_are_refused() {
+    let case = Case::new("collision").await;
+    case.run(r#"create table t (id int primary key, "userData" text, user_data text, modified_at timestamptz)"#).await;
+    let error = invoke(&case.function(&[]).await, &event("fivetran-sync.json")).await.error();
+    assert_eq!(error.error_type, "InvalidConfig");
+    assert!(error.message.contains("userData") && error.message.contains("user_data"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn event_secrets_count_only_where_they_are_allowed() {
+    let case = Case::with_users("event_secrets", 3).await;
+    let mut request = event("fivetran-sync.json");
+    request["secrets"] = json!({"bastion_host": "192.0.2.1"});
+    // Not allowed: ignored, and the secret of the environment is used.
+    let answer = invoke(&case.function(&[]).await, &request).await.answer();
+    assert_eq!(answer["insert"]["sample_users"].as_array().unwrap().len(), 3);
+    // Allowed: all or nothing.
+    let function = case.function(&[("ALLOW_EVENT_SECRETS", "true"), ("BASTION_SECRET_ID", "")]).await;
+    assert_eq!(invoke(&function, &request).await.error().error_type, "SecretMalformed");
+    request["secrets"] = case.configuration();
+    let answer = invoke(&function, &request).await.answer();
+    assert_eq!(answer["insert"]["sample_users"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_caller_that_holds_the_state_owns_the_cursor() {
+    let case = Case::with_users("own_state", 10).await;
+    let function = case.function(&[]).await;
+    let first = invoke(&function, &json!({"state": {}, "limits": {"max_rows": 4}})).await.answer();
+    assert_eq!(first["has_more"], true);
+    assert_eq!(case.checkpoint(), Value::Null, "the checkpoint is neither read nor written");
+    assert_eq!(case.rows("public.sample_users").len(), 4, "objects appear before the answer");
+    let second = invoke(&function, &json!({"state": first["state"]})).await.answer();
+    assert_eq!((&second["has_more"], &table(&second, "public.sample_users")["rows"]), (&json!(false), &json!(6)));
+    // A repeat carries the same number, so a reader sees no other rows.
+    let again = invoke(&function, &json!({"state": first["state"]})).await.answer();
+    assert_eq!(table(&again, "public.sample_users")["seq"], table(&second, "public.sample_users")["seq"]);
+    assert_eq!(case.rows("public.sample_users").len(), 10);
+    case.assert_users_are_complete().await;
+}
+
+#[tokio::test]
+async fn a_foreign_or_malformed_state_is_refused_with_the_way_out() {
+    let case = Case::with_users("foreign", 3).await;
+    let function = case.function(&[]).await;
+    let mut state = invoke(&function, &json!({"state": {}})).await.answer()["state"].clone();
+    for (broken, named) in [
+        (json!({"version": 99}), "version 99"),
+        (json!({"last_modified": "2026"}), "version"),
+    ] {
+        let error = invoke(&function, &json!({"state": broken})).await.error();
+        assert_eq!(error.error_type, "CursorInvalid");
+        assert!(error.message.contains(named), "{}", error.message);
+    }
+    state["database"]["system_identifier"] = json!("1");
+    let error = invoke(&function, &json!({"state": state})).await.error();
+    assert_eq!(error.error_type, "CursorInvalid");
+    assert!(error.message.contains("ON_NEW_DATABASE"), "{}", error.message);
+    let function = case.function(&[("ON_NEW_DATABASE", "resync")]).await;
+    let answer = invoke(&function, &json!({"state": state})).await.answer();
+    assert_eq!(table(&answer, "public.sample_users")["rows"], 3);
+}
+
+#[tokio::test]
+async fn a_check_reads_nothing_and_leaves_nothing() {
+    let case = Case::with_users("check", 3).await;
+    let answer = invoke(&case.function(&[]).await, &json!({"action": "check"})).await.answer();
+    assert_eq!(
+        answer,
+        json!({"ok": true, "tables": [{"table": "public.sample_users", "columns": 3, "primary_key": ["id"],
+            "cursor_column": "modified_at"}]})
+    );
+    case.assert_nothing_is_written();
+    case.assert_nothing_is_left().await;
+}

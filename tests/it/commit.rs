@@ -1,0 +1,229 @@
+//! The commit: overlapping runs, runs killed at its steps, replies that are lost.
+
+use std::net::SocketAddr;
+
+use harness::Proxy;
+use serde_json::{Value, json};
+
+use crate::case::{Case, invoke, start, sync, table};
+
+/// A function that reaches S3 through a proxy.
+async fn behind_proxy(case: &Case) -> (harness::Function, Proxy) {
+    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://");
+    let proxy = Proxy::start(endpoint.parse::<SocketAddr>().unwrap()).await;
+    let url = format!("http://{}", proxy.addr);
+    let function = case.function(&[("AWS_ENDPOINT_URL_S3", &url)]).await;
+    (function, proxy)
+}
+
+/// The request line of a put of the checkpoint, and of a completion.
+fn put_checkpoint(case: &Case) -> String {
+    format!("PUT /bastion-sync/{}/_state/checkpoint.json", case.prefix)
+}
+
+fn complete(case: &Case) -> String {
+    format!("POST /bastion-sync/{}/data/public.sample_users/", case.prefix)
+}
+
+#[tokio::test]
+async fn two_runs_started_at_once_leave_exactly_one_runs_objects() {
+    let case = Case::with_users("overlap", 500).await;
+    let (slow, proxy) = behind_proxy(&case).await;
+    let hold = proxy.hold_when_seen(put_checkpoint(&case));
+    let fast = case.function(&[]).await;
+    let slow_run = async { invoke(&slow, &json!({})).await };
+    let fast_run = async {
+        hold.seen().await;
+        let answer = sync(&fast).await;
+        hold.release();
+        answer
+    };
+    let (slow_outcome, fast_answer) = tokio::join!(slow_run, fast_run);
+    assert_eq!(table(&fast_answer, "public.sample_users")["rows"], 500);
+    let error = slow_outcome.error();
+    assert_eq!(error.error_type, "CheckpointConflict", "{}", error.message);
+    assert_eq!(case.rows("public.sample_users").len(), 500, "one run's rows");
+    assert_eq!(case.manifests().len(), 1);
+    case.assert_users_are_complete().await;
+    case.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn runs_over_different_tables_merge() {
+    let case = Case::with_users("merge", 10).await;
+    case.run("create table orders (id int primary key, modified_at timestamptz default now()); insert into orders values (1)").await;
+    let (slow, proxy) = behind_proxy(&case).await;
+    let hold = proxy.hold_when_seen(put_checkpoint(&case));
+    let fast = case.function(&[]).await;
+    let users = json!({"tables": ["sample_users"]});
+    let slow_run = invoke(&slow, &users);
+    let fast_run = async {
+        hold.seen().await;
+        invoke(&fast, &json!({"tables": ["orders"]})).await.answer();
+        hold.release();
+    };
+    let (outcome, ()) = tokio::join!(slow_run, fast_run);
+    assert_eq!(table(&outcome.answer(), "public.sample_users")["rows"], 10);
+    let tables = &case.checkpoint()["state"]["tables"];
+    assert_eq!((&tables["public.sample_users"]["seq"], &tables["public.orders"]["seq"]), (&json!(1), &json!(1)));
+    assert_eq!(sync(&fast).await["tables"].as_array().unwrap().iter().filter(|t| t["rows"] != 0).count(), 0);
+}
+
+#[tokio::test]
+async fn a_run_killed_before_the_commit_publishes_nothing_and_the_next_reads_again() {
+    let case = Case::with_users("killed_before", 100).await;
+    let (killed, proxy) = behind_proxy(&case).await;
+    let hold = proxy.hold_when_seen(put_checkpoint(&case));
+    tokio::join!(
+        async {
+            let _ = invoke(&killed, &json!({})).await;
+        },
+        async {
+            hold.seen().await;
+            killed.kill().await;
+        }
+    );
+    assert!(case.objects("").is_empty(), "nothing is visible before the commit");
+    let answer = sync(&case.function(&[]).await).await;
+    assert_eq!(table(&answer, "public.sample_users")["rows"], 100);
+    assert_eq!(case.rows("public.sample_users").len(), 100);
+}
+
+#[tokio::test]
+async fn a_run_killed_between_commit_and_completing_is_finished_by_the_next() {
+    let case = Case::with_users("killed_between", 100).await;
+    let (killed, proxy) = behind_proxy(&case).await;
+    let hold = proxy.hold_when_seen(complete(&case));
+    tokio::join!(
+        async {
+            let _ = invoke(&killed, &json!({})).await;
+        },
+        async {
+            hold.seen().await;
+            killed.kill().await;
+        }
+    );
+    let keys: Vec<String> = case.objects("").into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["_state/checkpoint.json"], "committed, and not visible yet");
+    assert_eq!(case.checkpoint()["pending"].as_array().unwrap().len(), 1);
+
+    let answer = sync(&case.function(&[]).await).await;
+    assert_eq!(table(&answer, "public.sample_users")["rows"], 0, "nothing is read again");
+    assert_eq!(case.rows("public.sample_users").len(), 100);
+    assert_eq!(case.manifests().len(), 1);
+    assert_eq!(case.checkpoint().get("pending"), None);
+    case.assert_users_are_complete().await;
+    case.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_run_killed_after_completing_leaves_nothing_to_do() {
+    let case = Case::with_users("killed_after", 100).await;
+    let (killed, proxy) = behind_proxy(&case).await;
+    let hold = proxy.hold_when_seen(format!("PUT /bastion-sync/{}/manifests/", case.prefix));
+    tokio::join!(
+        async {
+            let _ = invoke(&killed, &json!({})).await;
+        },
+        async {
+            hold.seen().await;
+            killed.kill().await;
+        }
+    );
+    assert_eq!(case.rows("public.sample_users").len(), 100);
+    let answer = sync(&case.function(&[]).await).await;
+    assert_eq!(table(&answer, "public.sample_users")["rows"], 0);
+    assert_eq!((case.rows("public.sample_users").len(), case.manifests().len()), (100, 1));
+}
+
+#[tokio::test]
+async fn uploads_that_vanished_after_the_commit_are_read_again() {
+    let case = Case::with_users("vanished", 100).await;
+    let (killed, proxy) = behind_proxy(&case).await;
+    let hold = proxy.hold_when_seen(complete(&case));
+    tokio::join!(
+        async {
+            let _ = invoke(&killed, &json!({})).await;
+        },
+        async {
+            hold.seen().await;
+            killed.kill().await;
+        }
+    );
+    abort_uploads(&case).await;
+    let answer = sync(&case.function(&[]).await).await;
+    let users = table(&answer, "public.sample_users");
+    assert_eq!((&users["rows"], &users["seq"]), (&json!(100), &json!(2)), "a number is never used twice");
+    case.assert_users_are_complete().await;
+}
+
+#[tokio::test]
+async fn lost_replies_of_the_commit_and_of_a_completion_are_settled() {
+    for (name, pattern) in
+        [("lost_commit", put_checkpoint as fn(&Case) -> String), ("lost_complete", complete as fn(&Case) -> String)]
+    {
+        let case = Case::with_users(name, 100).await;
+        let (function, proxy) = behind_proxy(&case).await;
+        let lost = proxy.drop_reply_when_seen(pattern(&case));
+        let answer = sync(&function).await;
+        assert!(lost.has_fired());
+        assert_eq!(table(&answer, "public.sample_users")["rows"], 100, "{name}");
+        assert_eq!(case.rows("public.sample_users").len(), 100);
+        assert_eq!(case.checkpoint().get("pending"), None);
+        case.assert_nothing_is_left().await;
+    }
+}
+
+#[tokio::test]
+async fn a_missing_checkpoint_is_not_guessed() {
+    let case = Case::with_users("missing_checkpoint", 3).await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    let path = case.stack.s3.root.join("bastion-sync").join(&case.prefix).join("_state/checkpoint.json");
+    std::fs::remove_file(path).unwrap();
+    let error = invoke(&function, &json!({})).await.error();
+    assert_eq!(error.error_type, "CursorInvalid");
+    assert!(error.message.contains("manifests"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn replaying_an_event_does_no_harm() {
+    let case = Case::with_users("replay", 50).await;
+    let function = case.function(&[]).await;
+    let event: Value = json!({"trigger": "schedule", "tables": ["sample_users"]});
+    for run in 0..4 {
+        let answer = invoke(&function, &event).await.answer();
+        assert_eq!(table(&answer, "public.sample_users")["rows"], if run == 0 { 50 } else { 0 });
+    }
+    assert_eq!(case.rows("public.sample_users").len(), 50);
+}
+
+/// As a lifecycle rule would.
+async fn abort_uploads(case: &Case) {
+    let s3 = &case.stack.s3;
+    let credentials = aws_sdk_s3::config::Credentials::new(&s3.access_key, &s3.secret_key, None, None, "test");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version_latest()
+        .credentials_provider(credentials)
+        .endpoint_url(&s3.endpoint)
+        .force_path_style(true)
+        .region(aws_sdk_s3::config::Region::new("eu-central-1"))
+        .build();
+    let client = aws_sdk_s3::Client::from_conf(config);
+    for pending in case.checkpoint()["pending"].as_array().unwrap() {
+        for batch in pending["publication"]["batches"].as_array().unwrap() {
+            let key = format!("{}/{}", case.prefix, batch["key"].as_str().unwrap());
+            let abort = client.abort_multipart_upload().bucket("bastion-sync").key(key);
+            abort.upload_id(batch["upload_id"].as_str().unwrap()).send().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_function_that_starts_without_configuration_stays_alive_and_says_what_is_missing() {
+    let function = start(Vec::new()).await;
+    for _ in 0..2 {
+        let error = invoke(&function, &json!({})).await.error();
+        assert_eq!(error.error_type, "InvalidConfig");
+    }
+}
