@@ -94,11 +94,13 @@ pub(crate) async fn open_session(call: &Call<'_>) -> Result<Session, Error> {
         None => {
             let limit = call.deadline.at_most(Duration::from_secs(30));
             let get = tokio::time::timeout(limit, call.app.secrets.get(call.config)).await;
-            let credentials = get
-                .map_err(|_| Error::new(Kind::SecretsUnavailable, "secrets manager does not answer"))??;
+            let credentials =
+                get.map_err(|_| Error::new(Kind::SecretsUnavailable, "secrets manager does not answer"))??;
             match call.open(credentials).await {
                 Err(error) if may_be_outdated(error.kind()) => {
-                    let Some(credentials) = call.app.secrets.renewed(call.config).await? else { return Err(error) };
+                    let Some(credentials) = call.app.secrets.renewed(call.config).await? else {
+                        return Err(error);
+                    };
                     tracing::info!("the secret has changed, trying once more");
                     call.open(credentials).await?
                 }

@@ -49,7 +49,9 @@ impl Fault {
     pub(crate) fn is_refusal(&self) -> bool {
         match self.status {
             // Throttling comes as 400 from Secrets Manager and as 503 from S3.
-            Some(400..=499) => !self.code().contains("Throttl") && !matches!(self.status, Some(408 | 409 | 429)),
+            Some(400..=499) => {
+                !self.code().contains("Throttl") && !matches!(self.status, Some(408 | 409 | 429))
+            }
             Some(_) => false,
             None => self.text.contains("credentials"),
         }

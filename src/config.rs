@@ -194,7 +194,9 @@ impl Config {
                 .unwrap_or_else(|| vec!["modified_at".to_owned(), "updated_at".to_owned()]),
             compression: env.parsed("COMPRESSION", parse_compression).unwrap_or(Compression::Gzip),
             target_file_bytes: env.number("TARGET_FILE_MB", 1..=4096).unwrap_or(64) << 20,
-            max_transaction: Duration::from_secs(env.number("MAX_TRANSACTION_SECONDS", 1..=600).unwrap_or(60)),
+            max_transaction: Duration::from_secs(
+                env.number("MAX_TRANSACTION_SECONDS", 1..=600).unwrap_or(60),
+            ),
             max_row_bytes: usize::try_from(env.number("MAX_ROW_BYTES", 1024..=1 << 26).unwrap_or(8 << 20))
                 .unwrap_or(usize::MAX),
             has_metadata_columns: env.switch("METADATA_COLUMNS").unwrap_or(true),
@@ -202,13 +204,12 @@ impl Config {
                 .parsed("ON_NEW_DATABASE", parse_on_new_database)
                 .unwrap_or(OnNewDatabase::Refuse),
             allows_event_secrets: env.switch("ALLOW_EVENT_SECRETS").unwrap_or(false),
-            doors: env
-                .parsed("DOORS", parse_doors)
-                .unwrap_or_else(|| vec![Door::Direct, Door::EventBridge]),
+            doors: env.parsed("DOORS", parse_doors).unwrap_or_else(|| vec![Door::Direct, Door::EventBridge]),
         };
         if config.bastion_secret_id.is_none() && !config.allows_event_secrets {
             env.problems.push(
-                "BASTION_SECRET_ID is not set: the name or ARN of the secret with the bastion's key".to_owned(),
+                "BASTION_SECRET_ID is not set: the name or ARN of the secret with the bastion's key"
+                    .to_owned(),
             );
         }
         let needs_output = config.doors.iter().any(|door| *door != Door::Fivetran);
@@ -269,7 +270,8 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
         match (self.text("TABLES").is_some(), self.text("CONFIG_URI").is_some()) {
             (true, true) => self.problems.push("TABLES and CONFIG_URI are both set: keep one".to_owned()),
             (false, false) => self.problems.push(
-                "TABLES is not set: the tables to sync, as in public.users,sales.* (or CONFIG_URI)".to_owned(),
+                "TABLES is not set: the tables to sync, as in public.users,sales.* (or CONFIG_URI)"
+                    .to_owned(),
             ),
             _ => {}
         }
@@ -326,7 +328,9 @@ fn parse_on_new_database(text: &str) -> Result<OnNewDatabase, String> {
 fn parse_doors(text: &str) -> Result<Vec<Door>, String> {
     let find = |name: &str| Door::ALL.into_iter().find(|door| door.name() == name);
     text.split(',')
-        .map(|name| find(name.trim()).ok_or_else(|| "is not a list of direct, eventbridge, fivetran".to_owned()))
+        .map(|name| {
+            find(name.trim()).ok_or_else(|| "is not a list of direct, eventbridge, fivetran".to_owned())
+        })
         .collect()
 }
 

@@ -135,9 +135,7 @@ impl Secrets {
         // The decoded key lives as long as its secret: an encrypted one costs 110 ms of bcrypt to decode.
         let credentials = match kept.filter(|kept| kept.versions == versions) {
             Some(kept) => Arc::clone(&kept.credentials),
-            None => {
-                Arc::new(parse(&bastion.fields, database.as_ref(), config.bastion_host_key.as_deref())?)
-            }
+            None => Arc::new(parse(&bastion.fields, database.as_ref(), config.bastion_host_key.as_deref())?),
         };
         Ok(Kept { fetched: Instant::now(), versions, credentials })
     }
@@ -244,7 +242,9 @@ fn parse_database(secret: &Fields<'_>, rds: Option<Fields<'_>>) -> Result<Databa
     };
     Ok(Database {
         host,
-        port: rds_port.map_or_else(|| secret.port(&["private_port", "db_port"]), |port| Ok(Some(port)))?.unwrap_or(5432),
+        port: rds_port
+            .map_or_else(|| secret.port(&["private_port", "db_port"]), |port| Ok(Some(port)))?
+            .unwrap_or(5432),
         user: from_rds("username")?.map_or_else(|| secret.required("db_user"), Ok)?,
         password: match from_rds("password")? {
             Some(password) => password,
@@ -307,7 +307,10 @@ impl Fields<'_> {
         let Some(text) = self.either(names)? else { return Ok(None) };
         match text.trim().parse() {
             Ok(port) if port > 0 => Ok(Some(port)),
-            _ => Err(malformed(format!("`{}` of the secret is not a port from 1 to 65535", names.join("` or `")))),
+            _ => Err(malformed(format!(
+                "`{}` of the secret is not a port from 1 to 65535",
+                names.join("` or `")
+            ))),
         }
     }
 }
@@ -327,7 +330,8 @@ mod tests {
     fn both_spellings_and_numbers_as_numbers_or_strings_are_taken() {
         for (host, port) in [("private_host", "private_port"), ("db_host", "db_port")] {
             for number in [json!(6543), json!("6543")] {
-                let secret = json!({host: "h", port: number, "db_user": "u", "db_password": 1, "db_name": "d"});
+                let secret =
+                    json!({host: "h", port: number, "db_user": "u", "db_password": 1, "db_name": "d"});
                 let database = straight(secret, None).expect("valid");
                 assert_eq!((database.host.as_str(), database.port), ("h", 6543));
                 assert_eq!((database.password.as_str(), database.sslmode), ("1", SslMode::Require));

@@ -25,10 +25,10 @@ impl Deadline {
         Self::within(if is_plausible { budget } else { ASSUMED_BUDGET })
     }
 
-    /// A fifth of the budget, at most 20 s, is kept for committing what was read.
+    /// A fifth of the budget, from 2 to 20 s and at most half, is kept for committing what was read.
     fn within(budget: Duration) -> Self {
         let now = Instant::now();
-        let reserve = (budget / 5).min(Duration::from_secs(20));
+        let reserve = (budget / 5).clamp(Duration::from_secs(2), Duration::from_secs(20)).min(budget / 2);
         Self { end: now + budget, reading_ends: now + budget - reserve }
     }
 

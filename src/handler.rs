@@ -19,8 +19,8 @@ use crate::metrics;
 use crate::request::{Action, Door};
 use crate::sink::checkpoint::Checkpoint;
 use crate::sink::fivetran::Inserts;
-use crate::table::Table;
 use crate::sync::{Outcome, sync};
+use crate::table::Table;
 
 impl From<Error> for Diagnostic {
     /// Step Functions matches the type exactly.
@@ -39,7 +39,9 @@ pub async fn handle(app: Arc<App>, event: LambdaEvent<Value>) -> Result<Box<RawV
     let sync_id = Ulid::generate().to_string();
     let span = tracing::info_span!("invocation", sync_id);
     let mut task = JoinSet::new();
-    task.spawn(async move { invocation(&app, &event.payload, deadline, sync_id).await }.instrument(span.clone()));
+    task.spawn(
+        async move { invocation(&app, &event.payload, deadline, sync_id).await }.instrument(span.clone()),
+    );
     let outcome = match task.join_next().await {
         Some(Ok(outcome)) => outcome,
         Some(Err(_)) | None => Err(Error::new(Kind::Internal, "the program panicked; its log shows where")
@@ -54,7 +56,12 @@ pub async fn handle(app: Arc<App>, event: LambdaEvent<Value>) -> Result<Box<RawV
     outcome
 }
 
-async fn invocation(app: &App, event: &Value, deadline: Deadline, sync_id: String) -> Result<Box<RawValue>, Error> {
+async fn invocation(
+    app: &App,
+    event: &Value,
+    deadline: Deadline,
+    sync_id: String,
+) -> Result<Box<RawValue>, Error> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     let request = entry::read(event, &config.doors)?;
     let deadline = deadline.tightened(request.limits.max_seconds);

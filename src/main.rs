@@ -27,11 +27,9 @@ async fn main() -> Result<(), lambda_runtime::Error> {
 /// which would log whole events, is compiled out.
 fn log() {
     let level = std::env::var("AWS_LAMBDA_LOG_LEVEL").unwrap_or_else(|_| "INFO".to_owned());
-    let filter = EnvFilter::try_new(format!("warn,bastion_sync={level}")).unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(false);
+    let filter =
+        EnvFilter::try_new(format!("warn,bastion_sync={level}")).unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
     if std::env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("text")) {
         subscriber.init();
     } else {

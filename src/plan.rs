@@ -56,8 +56,8 @@ impl Page<'_> {
 
     fn from_where_order(&self) -> Result<String, Error> {
         let table = self.table;
-        let cursor = quoted(&table.columns[table.cursor].name);
-        let key: Vec<String> = table.key.iter().map(|i| quoted(&table.columns[*i].name)).collect();
+        let cursor = column(&table.columns[table.cursor].name);
+        let key: Vec<String> = table.key.iter().map(|i| column(&table.columns[*i].name)).collect();
         let key = key.join(", ");
         let (condition, order) = match self.position {
             Position::Unset { key: last } => {
@@ -80,7 +80,11 @@ impl Page<'_> {
                 (format!("{from} and {cursor} {}", self.until()), format!("{cursor}, {key}"))
             }
         };
-        Ok(format!("from {} where {condition} order by {order} limit {}", table.name.to_sql(), self.max_rows))
+        Ok(format!(
+            "from {} as t where {condition} order by {order} limit {}",
+            table.name.to_sql(),
+            self.max_rows
+        ))
     }
 
     /// The window's upper bound. A timestamp without a zone may be ahead of UTC by 14 hours. A date stays the same for a
@@ -120,9 +124,14 @@ impl Page<'_> {
     }
 }
 
-fn selected(column: &Column) -> String {
-    let name = quoted(&column.name);
-    match column.cast {
+/// Qualified: a bare name in `order by` would mean the output column, which may be a cast to text.
+fn column(name: &str) -> String {
+    format!("t.{}", quoted(name))
+}
+
+fn selected(selected: &Column) -> String {
+    let name = column(&selected.name);
+    match selected.cast {
         Cast::None => name,
         Cast::Text => format!("{name}::text"),
         Cast::TextArray => format!("{name}::text[]"),
@@ -148,7 +157,7 @@ mod tests {
     use tokio_postgres::types::Type;
 
     fn table(cursor_kind: CursorKind) -> Table {
-        let column = |name: &str, literal_type: &str, ty: &Type| {
+        let made = |name: &str, literal_type: &str, ty: &Type| {
             let (cast, encoding) = Encoding::select(ty);
             Column {
                 name: name.into(),
@@ -163,9 +172,9 @@ mod tests {
             name: TableName::parse("public.users").expect("a name"),
             oid: 1,
             columns: vec![
-                column("id", "bigint", &Type::INT8),
-                column("cash", "money", &Type::MONEY),
-                column("at", "timestamp with time zone", &Type::TIMESTAMPTZ),
+                made("id", "bigint", &Type::INT8),
+                made("cash", "money", &Type::MONEY),
+                made("at", "timestamp with time zone", &Type::TIMESTAMPTZ),
             ],
             key: vec![0],
             cursor: 2,
@@ -186,16 +195,19 @@ mod tests {
         let sql = rows(&table(CursorKind::Timestamptz), &Position::Set { after: Some(after) }).expect("fits");
         assert_eq!(
             sql,
-            "select \"id\", \"cash\"::text, \"at\" from \"public\".\"users\" where (\"at\", \"id\") > \
-             ('2026-01-01T00:00:00.000000Z'::timestamp with time zone, '17'::bigint) and \"at\" <= \
-             '2027-01-15T08:00:00.000000Z'::timestamptz order by \"at\", \"id\" limit 10"
+            "select t.\"id\", t.\"cash\"::text, t.\"at\" from \"public\".\"users\" as t where (t.\"at\", t.\"id\") > \
+             ('2026-01-01T00:00:00.000000Z'::timestamp with time zone, '17'::bigint) and t.\"at\" <= \
+             '2027-01-15T08:00:00.000000Z'::timestamptz order by t.\"at\", t.\"id\" limit 10"
         );
     }
 
     #[test]
     fn a_backfill_takes_null_and_infinite_values_first() {
         let sql = rows(&table(CursorKind::Date), &Position::Unset { key: None }).expect("fits");
-        assert!(sql.contains("where (\"at\" is null or not isfinite(\"at\")) order by \"id\""), "{sql}");
+        assert!(
+            sql.contains("where (t.\"at\" is null or not isfinite(t.\"at\")) order by t.\"id\""),
+            "{sql}"
+        );
     }
 
     #[test]

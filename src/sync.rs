@@ -100,6 +100,8 @@ struct Run<'a> {
     is_dirty: bool,
     storage: Option<Storage>,
     inserts: Inserts,
+    /// A row did not fit into the answer any more.
+    is_answer_full: bool,
     limits: Limits,
     page_rows: u64,
     /// The database's clock when it was last read.
@@ -107,6 +109,7 @@ struct Run<'a> {
     row_count: u64,
     byte_count: u64,
     reports: Vec<Report>,
+    completed_count: usize,
     has_unfinished: bool,
     config_hash: Option<String>,
 }
@@ -145,12 +148,14 @@ impl<'a> Run<'a> {
             is_dirty: false,
             storage: if call.request.door == Door::Fivetran { None } else { call.storage().ok() },
             inserts: Inserts::default(),
+            is_answer_full: false,
             limits: call.request.limits,
             page_rows: 20_000,
             clock: None,
             row_count: 0,
             byte_count: 0,
             reports: Vec::new(),
+            completed_count: 0,
             has_unfinished: false,
             config_hash: None,
         }
@@ -159,7 +164,8 @@ impl<'a> Run<'a> {
     /// Takes the tables in turn. One that fails is reported and the others go on; a shared hop that fails ends the run,
     /// which keeps what is complete.
     async fn tables(mut self, found: Vec<Found>) -> Result<Outcome, Error> {
-        let tables: Vec<Arc<Table>> = found.iter().filter_map(|(_, table)| table.as_ref().ok().cloned()).collect();
+        let tables: Vec<Arc<Table>> =
+            found.iter().filter_map(|(_, table)| table.as_ref().ok().cloned()).collect();
         if self.call.request.door == Door::Fivetran {
             fivetran::check_names(&tables.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
         }
@@ -200,8 +206,8 @@ impl<'a> Run<'a> {
         if !self.reports.is_empty() && self.reports.iter().all(|report| report.error.is_some()) {
             return Err(self.reports.remove(0).error.expect("all reports have one"));
         }
-        if self.has_unfinished && self.reports.is_empty() {
-            return Err(Error::new(Kind::NoProgress, "the time was over before a table could be read")
+        if self.has_unfinished && self.row_count == 0 && self.completed_count == 0 {
+            return Err(Error::new(Kind::NoProgress, "the time was over before a row could be read")
                 .with_hint("give the function a longer timeout, or raise max_seconds"));
         }
         let state = self.ledger.state().clone();
@@ -239,6 +245,7 @@ impl<'a> Run<'a> {
                 self.ledger.commit().await?;
             }
             if share.is_complete {
+                self.completed_count += 1;
                 break;
             }
             if self.is_over() {
@@ -256,7 +263,12 @@ impl<'a> Run<'a> {
     }
 
     /// Reads pages until the window ends, the run must stop, or the group is due.
-    async fn share(&mut self, table: &Table, mut cursor: TableCursor, output: &mut Output) -> Result<Share, Error> {
+    async fn share(
+        &mut self,
+        table: &Table,
+        mut cursor: TableCursor,
+        output: &mut Output,
+    ) -> Result<Share, Error> {
         let encoder = self.encoder(table, cursor.seq + 1);
         let (mut rows, mut bytes) = (0, 0);
         let mut window: Option<DateTime<Utc>> = None;
@@ -294,8 +306,10 @@ impl<'a> Run<'a> {
                 self.no_row(table, rows)?;
                 break false;
             }
-            let is_over = self.is_over_with(rows, bytes) || output.room(&self.inserts) == 0;
-            if is_over || self.ledger.is_group_due(bytes) || matches!(read.end, PageEnd::Cut) {
+            if self.is_over_with(rows, bytes)
+                || self.ledger.is_group_due(bytes)
+                || matches!(read.end, PageEnd::Cut)
+            {
                 break false;
             }
         };
@@ -343,14 +357,19 @@ impl<'a> Run<'a> {
         bytes_before: u64,
     ) -> Result<PageRead, Error> {
         let ends = Instant::now() + self.config.max_transaction.mul_f32(0.9);
-        let max_bytes = self.limits.max_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.byte_count + bytes_before));
+        let max_bytes =
+            self.limits.max_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.byte_count + bytes_before));
         let mut read = PageRead { rows: 0, bytes: 0, last_row: Vec::new(), end: PageEnd::Read };
         let mut buffer = Vec::with_capacity(BUFFER_BYTES + (BUFFER_BYTES >> 1));
         let (mut buffered_rows, mut last_start) = (0, 0);
-        let fault = {
-            let mut copy = Copy::start(self.session, &page.rows()?, self.call.deadline).await?;
+        let fault = 'reading: {
+            let mut copy = match Copy::start(self.session, &page.rows()?, self.call.deadline).await {
+                Ok(copy) => copy,
+                Err(error) => break 'reading Some((error, None)),
+            };
             loop {
-                let left = self.call.deadline.reading_left().min(ends.saturating_duration_since(Instant::now()));
+                let left =
+                    self.call.deadline.reading_left().min(ends.saturating_duration_since(Instant::now()));
                 let tuple = match timeout(left, copy.next()).await {
                     Ok(Ok(Some(tuple))) => tuple,
                     Ok(Ok(None)) => break None,
@@ -366,7 +385,10 @@ impl<'a> Run<'a> {
                 }
                 let row_bytes = buffer.len() - start;
                 if row_bytes > self.config.max_row_bytes {
-                    break Some((Error::new(Kind::RowTooLarge, format!("a row of {row_bytes} bytes as JSON")), None));
+                    break Some((
+                        Error::new(Kind::RowTooLarge, format!("a row of {row_bytes} bytes as JSON")),
+                        None,
+                    ));
                 }
                 if buffer.len() > output.room(&self.inserts) {
                     if read.rows + buffered_rows == 0 && self.row_count == 0 {
@@ -374,12 +396,14 @@ impl<'a> Run<'a> {
                         break Some((Error::new(Kind::RowTooLarge, context), None));
                     }
                     buffer.truncate(start);
+                    self.is_answer_full = true;
                     read.end = PageEnd::Cut;
                     break None;
                 }
                 (last_start, buffered_rows) = (start, buffered_rows + 1);
                 if buffer.len() >= BUFFER_BYTES {
-                    read.take(&mut buffer, &mut buffered_rows, last_start, page, output, &mut self.inserts).await?;
+                    read.take(&mut buffer, &mut buffered_rows, last_start, page, output, &mut self.inserts)
+                        .await?;
                 }
                 if read.bytes + buffer.len() as u64 >= max_bytes {
                     read.end = PageEnd::Cut;
@@ -389,7 +413,8 @@ impl<'a> Run<'a> {
         };
         match fault {
             None => {
-                read.take(&mut buffer, &mut buffered_rows, last_start, page, output, &mut self.inserts).await?;
+                read.take(&mut buffer, &mut buffered_rows, last_start, page, output, &mut self.inserts)
+                    .await?;
                 Ok(read)
             }
             Some((error, column)) => Err(self.named(page, read.rows + buffered_rows, error, column).await),
@@ -405,10 +430,13 @@ impl<'a> Run<'a> {
         let place = self.place(page, offset).await.unwrap_or_else(|| page.table.name.to_string());
         let column = column.map(|column| format!(" column {column}")).unwrap_or_default();
         let hint = match error.kind() {
-            Kind::RowTooLarge => "raise MAX_ROW_BYTES, or `exclude` the large column in the configuration document",
+            Kind::RowTooLarge => {
+                "raise MAX_ROW_BYTES, or `exclude` the large column in the configuration document"
+            }
             _ => "mend the value, or `exclude` the column in the configuration document",
         };
-        Error::new(error.kind(), format!("table {}{column}, row at {place}: {error}", page.table.name)).with_hint(hint)
+        Error::new(error.kind(), format!("table {}{column}, row at {place}: {error}", page.table.name))
+            .with_hint(hint)
     }
 
     async fn place(&mut self, page: &Page<'_>, offset: u64) -> Option<String> {
@@ -419,7 +447,8 @@ impl<'a> Run<'a> {
 
     /// Where to read on: the known cursor if it fits the table, else a backfill.
     fn cursor(&self, table: &Table) -> Result<TableCursor, Error> {
-        let at_start = |seq| TableCursor::at_start(seq, table.oid, table.order(), table.options.start.is_some());
+        let at_start =
+            |seq| TableCursor::at_start(seq, table.oid, table.order(), table.options.start.is_some());
         match self.ledger.state().cursor(&table.name) {
             None => Ok(at_start(0)),
             Some(cursor) if cursor.oid != table.oid => {
@@ -508,12 +537,13 @@ impl<'a> Run<'a> {
     }
 
     fn is_over(&self) -> bool {
-        self.is_over_with(0, 0) || (self.storage.is_none() && self.inserts.room() == 0)
+        self.is_over_with(0, 0)
     }
 
     fn is_over_with(&self, rows: u64, bytes: u64) -> bool {
         let is_reached = |max: Option<u64>, count| max.is_some_and(|max| count >= max);
-        self.call.deadline.is_reading_over()
+        self.is_answer_full
+            || self.call.deadline.is_reading_over()
             || is_reached(self.limits.max_rows, self.row_count + rows)
             || is_reached(self.limits.max_bytes, self.byte_count + bytes)
     }
@@ -659,12 +689,15 @@ fn in_turn(mut found: Vec<Found>, state: &State) -> Vec<Found> {
 
 /// The position after a row, read back from its JSON.
 fn position(table: &Table, from: &Position, last_row: &[u8]) -> Result<Position, Error> {
-    let unreadable = || Error::new(Kind::Internal, format!("the position in table {} cannot be read", table.name));
+    let unreadable =
+        || Error::new(Kind::Internal, format!("the position in table {} cannot be read", table.name));
     let row: std::collections::HashMap<String, &serde_json::value::RawValue> =
         serde_json::from_slice(last_row).map_err(|_| unreadable())?;
     let value = |i: &usize| {
         let column = &table.columns[*i];
-        row.get(&column.name).and_then(|json| literal_text(json.get(), &column.encoding)).ok_or_else(unreadable)
+        row.get(&column.name)
+            .and_then(|json| literal_text(json.get(), &column.encoding))
+            .ok_or_else(unreadable)
     };
     let key = table.key.iter().map(value).collect::<Result<Vec<String>, Error>>()?;
     Ok(match from {

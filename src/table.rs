@@ -55,7 +55,10 @@ impl Table {
     /// What a position in this table is made of; a state made for another order does not fit.
     pub(crate) fn order(&self) -> String {
         let columns = std::iter::once(&self.cursor).chain(&self.key).map(|i| &self.columns[*i]);
-        columns.map(|column| format!("{} {}", quoted(&column.name), column.literal_type)).collect::<Vec<_>>().join(", ")
+        columns
+            .map(|column| format!("{} {}", quoted(&column.name), column.literal_type))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     pub(crate) fn key_names(&self) -> Vec<&str> {

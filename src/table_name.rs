@@ -261,7 +261,9 @@ mod tests {
 
     #[test]
     fn hostile_names_are_refused() {
-        for text in ["", "a.", ".b", "a.b.c", "a;drop table b", "a b", "\"a", "\"a\"b", "../x", "a\0", "public.*"] {
+        for text in
+            ["", "a.", ".b", "a.b.c", "a;drop table b", "a b", "\"a", "\"a\"b", "../x", "a\0", "public.*"]
+        {
             assert!(TableName::parse(text).is_err(), "{text:?}");
         }
     }

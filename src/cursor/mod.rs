@@ -107,7 +107,8 @@ impl State {
             }
             _ => return Err(invalid("the state has no `version` of ours")),
         }
-        let state: Self = serde_json::from_value(value.clone()).map_err(|error| invalid(shape_problem(&error)))?;
+        let state: Self =
+            serde_json::from_value(value.clone()).map_err(|error| invalid(shape_problem(&error)))?;
         match state.tables.keys().find(|name| !is_canonical(name)) {
             Some(_) => Err(invalid("a key of the state's `tables` is not a table's name as we write it")),
             None => Ok(state),
@@ -144,7 +145,8 @@ fn is_canonical(name: &str) -> bool {
 /// serde's message without what it quotes of the input: `invalid type: string "…", expected u64`.
 fn shape_problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let is_about_names = ["missing field", "unknown field", "unknown variant"].iter().any(|p| text.starts_with(p));
+    let is_about_names =
+        ["missing field", "unknown field", "unknown variant"].iter().any(|p| text.starts_with(p));
     let expected = text.rsplit_once("expected ").map(|(_, expected)| expected);
     match (is_about_names, expected) {
         (true, _) if text.starts_with("missing field") => format!("the state has a {text}"),
@@ -200,7 +202,10 @@ mod tests {
             (broken(&["tables", "public.users", "seq"], json!("hunter2")), "expected u64"),
             (broken(&["tables", "public.users", "position"], json!({"phase": "hunter2"})), "not ours"),
             (broken(&["tables", "public.users", "hunter2"], json!(1)), "not ours"),
-            (broken(&["tables", "hunter2; drop"], example()["tables"]["public.users"].clone()), "table's name"),
+            (
+                broken(&["tables", "hunter2; drop"], example()["tables"]["public.users"].clone()),
+                "table's name",
+            ),
         ] {
             let error = State::parse(&state).expect_err("invalid");
             let text = error.to_string();

@@ -64,7 +64,7 @@ fn string_length(text: &[u8]) -> Result<usize, Unencodable> {
         length += clean_length(rest);
         match text.get(length) {
             Some(b'"') => return Ok(length + 1),
-            Some(b'\\') => length += 2,
+            Some(b'\\') if text.get(length + 1).is_some_and(|byte| *byte >= b' ') => length += 2,
             _ => break,
         }
     }

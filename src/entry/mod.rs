@@ -133,8 +133,14 @@ mod tests {
             (json!({"action": "check"}), Door::Direct),
             (json!({"state": {}}), Door::Direct),
             (json!({"trigger": "schedule", "tables": ["users"]}), Door::EventBridge),
-            (json!({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}), Door::EventBridge),
-            (json!({"agent": "Fivetran AWS Lambda Connector/x/y", "state": {}, "new_field": 1}), Door::Fivetran),
+            (
+                json!({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}),
+                Door::EventBridge,
+            ),
+            (
+                json!({"agent": "Fivetran AWS Lambda Connector/x/y", "state": {}, "new_field": 1}),
+                Door::Fivetran,
+            ),
             (json!({"setup_test": true}), Door::Fivetran),
             (json!({"state": {}, "secrets": {}}), Door::Fivetran),
         ] {

@@ -72,7 +72,8 @@ impl Batch {
         self.row_count += row_count;
         self.byte_count += rows.len() as u64;
         if self.encoder.output().len() >= PART_BYTES {
-            let part = std::mem::replace(self.encoder.output(), Vec::with_capacity(PART_BYTES + (PART_BYTES >> 3)));
+            let part =
+                std::mem::replace(self.encoder.output(), Vec::with_capacity(PART_BYTES + (PART_BYTES >> 3)));
             self.upload_part(part).await?;
         }
         Ok(())
@@ -128,15 +129,14 @@ impl Batch {
         self.parts.push(None);
         let (storage, upload) = (self.storage.clone(), self.upload.clone());
         let number = i32::try_from(index + 1).expect("an object has at most 10,000 parts");
-        self.uploading
-            .spawn(async move { Ok((index, storage.upload_part(&upload, number, body).await?)) });
+        self.uploading.spawn(async move { Ok((index, storage.upload_part(&upload, number, body).await?)) });
         Ok(())
     }
 
     async fn one_uploaded(&mut self) -> Result<(), Error> {
         if let Some(outcome) = self.uploading.join_next().await {
-            let outcome =
-                outcome.map_err(|error| Error::new(Kind::Internal, "upload").with_source(error.to_string()))?;
+            let outcome = outcome
+                .map_err(|error| Error::new(Kind::Internal, "upload").with_source(error.to_string()))?;
             let (index, part) = outcome?;
             self.parts[index] = Some(part);
         }

@@ -90,11 +90,19 @@ impl Checkpoint {
 
     async fn read(storage: &Storage) -> Result<Self, Error> {
         let Some((bytes, etag)) = storage.get(KEY).await? else {
-            return Ok(Self { storage: storage.clone(), etag: None, state: State::default(), pending: Vec::new() });
+            return Ok(Self {
+                storage: storage.clone(),
+                etag: None,
+                state: State::default(),
+                pending: Vec::new(),
+            });
         };
         let malformed = || {
-            Error::new(Kind::CursorInvalid, format!("{} is not a checkpoint of this version", storage.uri(KEY)))
-                .with_hint("restore it from the bucket's versions")
+            Error::new(
+                Kind::CursorInvalid,
+                format!("{} is not a checkpoint of this version", storage.uri(KEY)),
+            )
+            .with_hint("restore it from the bucket's versions")
         };
         let document: Document = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
         let state = State::parse(&document.state)?;
@@ -136,7 +144,11 @@ impl Checkpoint {
     /// `CheckpointConflict` if another run moved one of the tables; `StorageDenied`, `StorageUnavailable`. After any of
     /// them the uploads may be aborted: should the put have arrived after all, its redo finds them gone and takes the
     /// tables back.
-    pub(crate) async fn swap(&mut self, database: Option<&DatabaseId>, changes: &[Change]) -> Result<(), Error> {
+    pub(crate) async fn swap(
+        &mut self,
+        database: Option<&DatabaseId>,
+        changes: &[Change],
+    ) -> Result<(), Error> {
         for _ in 0..SWAP_ATTEMPTS {
             let mut state = self.state.clone();
             state.database = database.cloned();
@@ -166,8 +178,11 @@ impl Checkpoint {
         for pending in &self.pending {
             if publish(&self.storage, &pending.publication).await? == Completion::Gone {
                 // Only a lifecycle rule or a person removes an upload that was just made.
-                return Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed")
-                    .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?"));
+                return Err(Error::new(
+                    Kind::StorageUnavailable,
+                    "an upload vanished before it was completed",
+                )
+                .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?"));
             }
         }
         // Another run that swapped meanwhile has completed it, too, and took it out.
@@ -179,7 +194,9 @@ impl Checkpoint {
     /// Takes over what another run committed, if it moved none of our tables.
     async fn merge(&mut self, changes: &[Change]) -> Result<(), Error> {
         let current = Self::load(&self.storage).await?;
-        let has_moved = |change: &&Change| current.state.tables.get(&change.table) != self.state.tables.get(&change.table);
+        let has_moved = |change: &&Change| {
+            current.state.tables.get(&change.table) != self.state.tables.get(&change.table)
+        };
         if let Some(change) = changes.iter().find(has_moved) {
             return Err(conflict(format!("another run has moved table {} meanwhile", change.table)));
         }
@@ -204,7 +221,8 @@ impl Checkpoint {
         };
         let is_ours = etag.is_some();
         if let Some(etag) = etag {
-            *self = Self { storage: self.storage.clone(), etag: Some(etag), state, pending: document.pending };
+            *self =
+                Self { storage: self.storage.clone(), etag: Some(etag), state, pending: document.pending };
         }
         Ok(is_ours)
     }

@@ -48,11 +48,21 @@ impl Inserts {
     ///
     /// # Errors
     /// `Internal`.
-    pub(crate) fn into_answer(self, state: &Value, tables: &[&Table], has_more: bool) -> Result<Box<RawValue>, Error> {
-        let schema: BTreeMap<String, Value> =
-            tables.iter().map(|table| (name(&table.name), json!({"primary_key": table.key_names()}))).collect();
-        let mut answer = format!(r#"{{"state":{state},"schema":{},"hasMore":{has_more},"delete":{{}},"insert":{{"#, json!(schema))
-            .into_bytes();
+    pub(crate) fn into_answer(
+        self,
+        state: &Value,
+        tables: &[&Table],
+        has_more: bool,
+    ) -> Result<Box<RawValue>, Error> {
+        let schema: BTreeMap<String, Value> = tables
+            .iter()
+            .map(|table| (name(&table.name), json!({"primary_key": table.key_names()})))
+            .collect();
+        let mut answer = format!(
+            r#"{{"state":{state},"schema":{},"hasMore":{has_more},"delete":{{}},"insert":{{"#,
+            json!(schema)
+        )
+        .into_bytes();
         for (i, (table, rows)) in self.tables.into_iter().enumerate() {
             if i > 0 {
                 answer.push(b',');
@@ -63,7 +73,8 @@ impl Inserts {
             answer.push(b']');
         }
         answer.extend_from_slice(b"}}");
-        let internal = |error: &dyn std::fmt::Display| Error::new(Kind::Internal, format!("fivetran answer: {error}"));
+        let internal =
+            |error: &dyn std::fmt::Display| Error::new(Kind::Internal, format!("fivetran answer: {error}"));
         let text = String::from_utf8(answer).map_err(|error| internal(&error.utf8_error()))?;
         RawValue::from_string(text).map_err(|error| internal(&error))
     }
@@ -92,8 +103,11 @@ fn check_distinct(what: &str, names: &[String]) -> Result<(), Error> {
     let mut seen: BTreeMap<String, &String> = BTreeMap::new();
     for name in names {
         if let Some(other) = seen.insert(snake_cased(name), name) {
-            return Err(Error::new(Kind::InvalidConfig, format!("the {what} `{other}` and `{name}` get one name in Fivetran"))
-                .with_hint("leave one of them out"));
+            return Err(Error::new(
+                Kind::InvalidConfig,
+                format!("the {what} `{other}` and `{name}` get one name in Fivetran"),
+            )
+            .with_hint("leave one of them out"));
         }
     }
     Ok(())

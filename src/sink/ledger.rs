@@ -66,7 +66,10 @@ impl Ledger {
         match on_new_database {
             OnNewDatabase::Refuse => Err(Error::new(
                 Kind::CursorInvalid,
-                format!("the state belongs to another database ({}) than the one connected to ({})", known.name, id.name),
+                format!(
+                    "the state belongs to another database ({}) than the one connected to ({})",
+                    known.name, id.name
+                ),
             )
             .with_hint("restore the right secret; or set ON_NEW_DATABASE=resync to read everything again")),
             OnNewDatabase::Resync => {
@@ -113,7 +116,10 @@ impl Ledger {
             Keeper::Caller(Some(storage)) => {
                 for publication in changes.iter().filter_map(|change| change.publication.as_ref()) {
                     if checkpoint::publish(storage, publication).await? == Completion::Gone {
-                        return Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed"));
+                        return Err(Error::new(
+                            Kind::StorageUnavailable,
+                            "an upload vanished before it was completed",
+                        ));
                     }
                 }
             }

@@ -15,7 +15,8 @@ const TOKEN: &str = "bastion-sync-token";
 
 /// S3 by path where the endpoint is not Amazon's: emulators have no names for buckets.
 pub(crate) fn client(config: &aws_config::SdkConfig) -> S3Client {
-    let has_own_endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some());
+    let has_own_endpoint =
+        ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some());
     let config = aws_sdk_s3::config::Builder::from(config).force_path_style(has_own_endpoint);
     S3Client::from_conf(config.build())
 }
@@ -123,9 +124,13 @@ impl Storage {
         match put.send().await {
             Ok(output) => Ok(Put::Done(output.e_tag().unwrap_or_default().to_owned())),
             Err(error) => match (Fault::of(&error), condition) {
-                (fault, Condition::Absent | Condition::Unchanged(_)) if fault.is_conflict() => Ok(Put::Refused),
+                (fault, Condition::Absent | Condition::Unchanged(_)) if fault.is_conflict() => {
+                    Ok(Put::Refused)
+                }
                 // The object that was to be replaced is gone.
-                (fault, Condition::Unchanged(_)) if fault.is_not_found() && fault.code() != "NoSuchBucket" => {
+                (fault, Condition::Unchanged(_))
+                    if fault.is_not_found() && fault.code() != "NoSuchBucket" =>
+                {
                     Ok(Put::Refused)
                 }
                 (fault, _) => Err(self.error(key, fault)),
@@ -135,7 +140,8 @@ impl Storage {
 
     /// Whether any object's key begins so.
     pub(crate) async fn has_any(&self, key_prefix: &str) -> Result<bool, Error> {
-        let list = self.client.list_objects_v2().bucket(&self.at.bucket).prefix(self.full(key_prefix)).max_keys(1);
+        let list =
+            self.client.list_objects_v2().bucket(&self.at.bucket).prefix(self.full(key_prefix)).max_keys(1);
         let output = list.send().await.map_err(|error| self.error(key_prefix, Fault::of(&error)))?;
         Ok(!output.contents().is_empty())
     }
@@ -159,7 +165,12 @@ impl Storage {
     }
 
     /// Uploads part `number`, counted from 1. S3 wants parts of at least 5 MiB except the last (UploadPart).
-    pub(crate) async fn upload_part(&self, upload: &Upload, number: i32, body: Vec<u8>) -> Result<Part, Error> {
+    pub(crate) async fn upload_part(
+        &self,
+        upload: &Upload,
+        number: i32,
+        body: Vec<u8>,
+    ) -> Result<Part, Error> {
         let put = self
             .client
             .upload_part()

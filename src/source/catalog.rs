@@ -31,7 +31,9 @@ pub(crate) async fn find_tables(
     let outright: Vec<TableName> = rules.outright().chain(picked.into_iter().flatten().cloned()).collect();
     let mut found: Vec<Found> = Vec::new();
     for relation in relations(session, rules, deadline).await? {
-        let Some(options) = rules.options(&relation.name).filter(|_| is_wanted(&relation.name)) else { continue };
+        let Some(options) = rules.options(&relation.name).filter(|_| is_wanted(&relation.name)) else {
+            continue;
+        };
         let is_outright = outright.contains(&relation.name);
         if !is_outright && (relation.is_leaf || relation.other_kind().is_some()) {
             continue;
@@ -46,7 +48,10 @@ pub(crate) async fn find_tables(
         }
     }
     for name in outright {
-        if is_wanted(&name) && rules.options(&name).is_some() && !found.iter().any(|(known, _)| *known == name) {
+        if is_wanted(&name)
+            && rules.options(&name).is_some()
+            && !found.iter().any(|(known, _)| *known == name)
+        {
             let error = Error::new(Kind::SchemaChanged, format!("table {name} does not exist"))
                 .with_hint("check its name and schema, db_name, and USAGE on the schema");
             found.push((name, Err(error)));
@@ -86,8 +91,13 @@ impl Relation {
     }
 }
 
-async fn relations(session: &Session, rules: &TableRules, deadline: Deadline) -> Result<Vec<Relation>, Error> {
-    let (schemas, names): (Vec<String>, Vec<String>) = rules.included().map(|pattern| pattern.to_like()).unzip();
+async fn relations(
+    session: &Session,
+    rules: &TableRules,
+    deadline: Deadline,
+) -> Result<Vec<Relation>, Error> {
+    let (schemas, names): (Vec<String>, Vec<String>) =
+        rules.included().map(|pattern| pattern.to_like()).unzip();
     let rows = session
         .query(
             "select n.nspname::text, c.relname::text, c.oid, c.relkind::text, c.relispartition, \
@@ -143,8 +153,11 @@ async fn table(
 ) -> Result<Table, Error> {
     let name = relation.name.clone();
     if let Some(kind) = relation.other_kind() {
-        return Err(Error::new(Kind::SchemaChanged, format!("{name} is {kind}, which cannot be read without loss"))
-            .with_hint("name the tables beneath it"));
+        return Err(Error::new(
+            Kind::SchemaChanged,
+            format!("{name} is {kind}, which cannot be read without loss"),
+        )
+        .with_hint("name the tables beneath it"));
     }
     let kept: Vec<&CatalogColumn> =
         relation.columns.iter().filter(|column| !options.exclude.contains(&column.name)).collect();
@@ -188,7 +201,8 @@ fn check_names(
         let context = format!("table {name} has no column {unknown}, which `exclude` names");
         return Err(Error::new(Kind::InvalidConfig, context));
     }
-    let is_key_excluded = |column: &&CatalogColumn| column.key_position.is_some() && options.exclude.contains(&column.name);
+    let is_key_excluded =
+        |column: &&CatalogColumn| column.key_position.is_some() && options.exclude.contains(&column.name);
     if let Some(column) = relation.columns.iter().find(is_key_excluded) {
         let context = format!("`exclude` leaves out {}, a column of the primary key of {name}", column.name);
         return Err(Error::new(Kind::InvalidConfig, context));
@@ -222,7 +236,10 @@ fn cursor(name: &TableName, columns: &[&CatalogColumn], wanted: &[String]) -> Re
         let hint = if candidates.is_empty() {
             "add a column that every write sets to now(), and name it in CURSOR_COLUMN".to_owned()
         } else {
-            format!("set CURSOR_COLUMN to the one that every write sets; candidates: {}", candidates.join(", "))
+            format!(
+                "set CURSOR_COLUMN to the one that every write sets; candidates: {}",
+                candidates.join(", ")
+            )
         };
         Error::new(Kind::SchemaChanged, format!("table {name} has no cursor column {}", wanted.join(" or ")))
             .with_hint(hint)

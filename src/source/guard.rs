@@ -18,6 +18,7 @@ pub(super) struct Guard {
     /// Handed out when the library asks, which it does once, while authenticating.
     binding: Mutex<Option<ChannelBinding>>,
     frames: Frames,
+    refused: Option<Refused>,
 }
 
 /// The framing of PostgreSQL's messages: one type byte, then a length that counts itself, then the body.
@@ -70,18 +71,24 @@ impl Guard {
     pub(super) fn new(secured: Secured, max_frame_bytes: usize, allows_plain_passwords: bool) -> Self {
         let frames =
             Frames { max_frame_bytes, allows_plain_passwords, head: Vec::with_capacity(9), body_left: 0 };
-        Self { inner: secured.stream, binding: Mutex::new(Some(secured.binding)), frames }
+        Self { inner: secured.stream, binding: Mutex::new(Some(secured.binding)), frames, refused: None }
     }
 }
 
 impl Frames {
-    fn watch(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
+    /// Follows the frames in `bytes`. What is refused begins after so many bytes: 0 where it began in an earlier read.
+    fn watch(&mut self, read: &[u8]) -> Result<(), (usize, Refused)> {
+        let mut bytes = read;
+        let mut frame_start = 0;
         while !bytes.is_empty() {
             if self.body_left > 0 {
                 let skipped = self.body_left.min(bytes.len());
                 self.body_left -= skipped;
                 bytes = &bytes[skipped..];
                 continue;
+            }
+            if self.head.is_empty() {
+                frame_start = read.len() - bytes.len();
             }
             let wanted = if self.head.first() == Some(&b'R') { 9 } else { 5 };
             let taken = (wanted - self.head.len()).min(bytes.len());
@@ -90,14 +97,16 @@ impl Frames {
             // The type byte decides how long the head is, so look again once it is there.
             let wanted = if self.head[0] == b'R' { 9 } else { 5 };
             if self.head.len() == wanted {
-                self.begin_body()?;
+                self.begin_body().map_err(|refused| (frame_start, refused))?;
             }
         }
         Ok(())
     }
 
     fn begin_body(&mut self) -> Result<(), Refused> {
-        let word = |at: usize| u32::from_be_bytes([self.head[at], self.head[at + 1], self.head[at + 2], self.head[at + 3]]);
+        let word = |at: usize| {
+            u32::from_be_bytes([self.head[at], self.head[at + 1], self.head[at + 2], self.head[at + 3]])
+        };
         let length = word(1) as usize;
         if self.head[0] == b'R' && matches!(word(5), 3 | 5) && !self.allows_plain_passwords {
             return Err(Refused::PlainPassword);
@@ -112,10 +121,26 @@ impl Frames {
 }
 
 impl AsyncRead for Guard {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(refused) = self.refused {
+            return Poll::Ready(Err(io::Error::other(refused)));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        Poll::Ready(self.frames.watch(&buf.filled()[before..]).map_err(io::Error::other))
+        match self.frames.watch(&buf.filled()[before..]) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err((0, refused)) => Poll::Ready(Err(io::Error::other(refused))),
+            // The frames before it are good: they are handed on, and the next read fails.
+            Err((good_bytes, refused)) => {
+                self.refused = Some(refused);
+                buf.set_filled(before + good_bytes);
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 }
 
@@ -166,15 +191,22 @@ mod tests {
         for step in 1..bytes.len() {
             let mut frames = frames(false);
             let outcome = bytes.chunks(step).try_for_each(|chunk| frames.watch(chunk));
-            assert_eq!(outcome, Err(Refused::TooLarge(204)), "in steps of {step}");
+            let (_, refused) = outcome.expect_err("the last frame is too large");
+            assert_eq!(refused, Refused::TooLarge(204), "in steps of {step}");
         }
+    }
+
+    #[test]
+    fn what_comes_before_a_frame_that_is_too_large_is_good() {
+        let bytes = [frame(b'd', &[7; 90]), frame(b'd', &[7; 200])].concat();
+        assert_eq!(frames(false).watch(&bytes), Err((95, Refused::TooLarge(204))));
     }
 
     #[test]
     fn a_request_for_a_plain_password_is_stopped_unless_allowed() {
         for code in [3_u32, 5] {
             let request = frame(b'R', &[&code.to_be_bytes()[..], b"salt"].concat());
-            assert_eq!(frames(false).watch(&request), Err(Refused::PlainPassword));
+            assert_eq!(frames(false).watch(&request), Err((0, Refused::PlainPassword)));
             assert_eq!(frames(true).watch(&request), Ok(()));
         }
     }

@@ -7,6 +7,7 @@ pub(crate) mod host_key;
 pub(crate) mod private_key;
 pub(crate) mod session;
 mod ssh;
+mod tcp;
 mod tls;
 
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -2,7 +2,7 @@
 //! mean.
 
 use std::future::{Ready, ready};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -13,10 +13,9 @@ use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-use super::Stream;
 use super::guard::{Guard, Refused};
-use super::ssh::{End, Tunnel, connect_tcp};
-use super::tls;
+use super::ssh::{End, Tunnel};
+use super::{Stream, tcp, tls};
 use crate::credentials::{Credentials, Database, SslMode};
 use crate::cursor::DatabaseId;
 use crate::deadline::Deadline;
@@ -48,7 +47,9 @@ pub(crate) struct Session {
 /// A client and the task that drives it, which ends with it.
 struct Connection {
     client: Client,
-    driver: JoinHandle<Option<String>>,
+    driver: JoinHandle<()>,
+    /// What stopped the driver, before the client hears only that the connection is closed.
+    refused: Arc<OnceLock<Refused>>,
     end: End,
 }
 
@@ -81,7 +82,8 @@ impl Session {
         };
         let application_name = format!("bastion-sync/{sync_id}");
         let (connection, database_id) =
-            Connection::open(tunnel.as_ref(), &credentials.database, &application_name, bounds, deadline).await?;
+            Connection::open(tunnel.as_ref(), &credentials.database, &application_name, bounds, deadline)
+                .await?;
         Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id })
     }
 
@@ -92,7 +94,8 @@ impl Session {
     pub(crate) async fn reopen(&mut self, deadline: Deadline) -> Result<(), Error> {
         let database = &self.credentials.database;
         let (connection, _) =
-            Connection::open(self.tunnel.as_ref(), database, &self.application_name, self.bounds, deadline).await?;
+            Connection::open(self.tunnel.as_ref(), database, &self.application_name, self.bounds, deadline)
+                .await?;
         self.connection = connection;
         Ok(())
     }
@@ -157,8 +160,8 @@ impl Session {
         if let Some(fault) = error.as_db_error() {
             return database_error(fault);
         }
-        match Refused::among(error) {
-            Some(refused) => refused_error(refused),
+        match self.connection.refused.get() {
+            Some(refused) => refused_error(*refused),
             None => {
                 let cause = self.connection.end.cause().unwrap_or_else(|| error.to_string());
                 Error::new(Kind::TunnelLost, format!("the connection to the database was lost: {cause}"))
@@ -185,23 +188,25 @@ impl Connection {
     ) -> Result<(Self, DatabaseId), Error> {
         let stream: Stream = match tunnel {
             Some(tunnel) => tunnel.channel(&database.host, database.port, deadline).await?,
-            None => Box::new(connect_tcp(&database.host, database.port, deadline).await.map_err(|error| {
-                Error::new(Kind::DatabaseUnreachable, format!("database {}:{}", database.host, database.port))
+            None => {
+                Box::new(tcp::connect(&database.host, database.port, deadline).await.map_err(|error| {
+                    Error::new(
+                        Kind::DatabaseUnreachable,
+                        format!("database {}:{}", database.host, database.port),
+                    )
                     .with_source(error)
                     .with_hint("check private_host and private_port, and the database's firewall")
-            })?),
+                })?)
+            }
         };
         let limit = deadline.at_most(LOGIN_TIMEOUT);
-        let connection = timeout(limit, async {
-            let connection = login(stream, database, application_name, bounds).await?;
-            let end = tunnel.map(Tunnel::end).unwrap_or_default();
-            Ok::<_, Error>(Self { client: connection.0, driver: connection.1, end })
-        })
-        .await
-        .map_err(|_| {
-            let context = format!("login at the database timed out after {} ms", limit.as_millis());
-            Error::new(Kind::DatabaseUnreachable, context)
-        })??;
+        let connection =
+            timeout(limit, async { login(stream, tunnel, database, application_name, bounds).await })
+                .await
+                .map_err(|_| {
+                    let context = format!("login at the database timed out after {} ms", limit.as_millis());
+                    Error::new(Kind::DatabaseUnreachable, context)
+                })??;
         let id = connection.prepare(bounds, limit).await?;
         Ok((connection, id))
     }
@@ -212,7 +217,8 @@ impl Connection {
         let asked = timeout(limit, async {
             tokio::join!(
                 self.client.simple_query(&settings),
-                self.client.simple_query("select oid, datname from pg_database where datname = current_database()"),
+                self.client
+                    .simple_query("select oid, datname from pg_database where datname = current_database()"),
                 self.client.simple_query("select system_identifier from pg_control_system()"),
             )
         });
@@ -220,7 +226,8 @@ impl Connection {
         settings.map_err(|error| login_error(&error))?;
         let database = first_row(&database.map_err(|error| login_error(&error))?);
         // Refused on some managed services; then the database's name and oid must do.
-        let system_identifier = system.ok().and_then(|rows| first_row(&rows)).and_then(|mut row| row.pop().flatten());
+        let system_identifier =
+            system.ok().and_then(|rows| first_row(&rows)).and_then(|mut row| row.pop().flatten());
         match database.as_deref() {
             Some([Some(oid), Some(name)]) => {
                 Ok(DatabaseId { system_identifier, oid: oid.parse().unwrap_or(0), name: name.clone() })
@@ -252,10 +259,11 @@ fn settings(bounds: Bounds) -> String {
 
 async fn login(
     stream: Stream,
+    tunnel: Option<&Tunnel>,
     database: &Database,
     application_name: &str,
     bounds: Bounds,
-) -> Result<(Client, JoinHandle<Option<String>>), Error> {
+) -> Result<Connection, Error> {
     let secured = tls::secure(stream, database).await?;
     tracing::debug!(is_encrypted = secured.is_encrypted, "database channel secured");
     let allows_plain_passwords = database.sslmode == SslMode::VerifyFull;
@@ -271,8 +279,18 @@ async fn login(
         .ssl_negotiation(SslNegotiation::Direct);
     let (client, connection) =
         config.connect_raw(guard, Negotiated).await.map_err(|error| login_error(&error))?;
-    let driver = tokio::spawn(async move { connection.await.err().map(|error| error.to_string()) });
-    Ok((client, driver))
+    let refused = Arc::new(OnceLock::new());
+    let driver = tokio::spawn(drive(connection, Arc::clone(&refused)));
+    Ok(Connection { client, driver, refused, end: tunnel.map(Tunnel::end).unwrap_or_default() })
+}
+
+/// Drives the connection. What stopped it is kept before the connection is dropped, and with that the client's requests.
+async fn drive(mut connection: tokio_postgres::Connection<Guard, Guard>, refused: Arc<OnceLock<Refused>>) {
+    if let Err(error) = (&mut connection).await {
+        if let Some(by_guard) = Refused::among(&error) {
+            let _ = refused.set(by_guard);
+        }
+    }
 }
 
 /// Tells the library that the stream it has is the one it wants.

@@ -9,16 +9,14 @@ use std::time::Duration;
 use russh::client::{self, AuthResult, DisconnectReason, Handle};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{ChannelOpenFailure, Disconnect, Preferred, cipher, compression, kex, mac};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Stream;
 use super::host_key::{HostKeys, Verdict, refusal};
+use super::{Stream, tcp};
 use crate::credentials::Bastion;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
 const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,7 +76,7 @@ impl Tunnel {
 
     async fn connect(bastion: &Bastion, deadline: Deadline) -> Result<Self, Error> {
         let place = format!("bastion {}:{}", bastion.host, bastion.port);
-        let socket = connect_tcp(&bastion.host, bastion.port, deadline).await.map_err(|error| {
+        let socket = tcp::connect(&bastion.host, bastion.port, deadline).await.map_err(|error| {
             Error::new(Kind::BastionUnreachable, place.clone()).with_source(error).with_hint(
                 "check bastion_host and bastion_port, and that the bastion's firewall lets this function in",
             )
@@ -120,10 +118,11 @@ impl Tunnel {
                     authorized_keys";
         match outcome {
             Ok(AuthResult::Success) => Ok(()),
-            Ok(AuthResult::Failure { partial_success: true, .. }) => {
-                Err(Error::new(Kind::BastionAuthFailed, format!("{place} asks for a second factor after the key"))
-                    .with_hint("allow the user to log in by key alone (AuthenticationMethods publickey)"))
-            }
+            Ok(AuthResult::Failure { partial_success: true, .. }) => Err(Error::new(
+                Kind::BastionAuthFailed,
+                format!("{place} asks for a second factor after the key"),
+            )
+            .with_hint("allow the user to log in by key alone (AuthenticationMethods publickey)")),
             Ok(AuthResult::Failure { .. }) => {
                 Err(Error::new(Kind::BastionAuthFailed, format!("{place} refused the key")).with_hint(hint))
             }
@@ -195,21 +194,12 @@ impl Tunnel {
 
     /// Says goodbye and waits for it to be sent, at most two seconds.
     pub(crate) async fn close(self) {
-        if self.handle.disconnect(Disconnect::ByApplication, "", "").await.is_ok() {
-            let _ = timeout(CLOSE_TIMEOUT, self.handle).await;
-        }
+        let goodbye = async {
+            self.handle.disconnect(Disconnect::ByApplication, "", "").await?;
+            self.handle.await
+        };
+        let _ = timeout(CLOSE_TIMEOUT, goodbye).await;
     }
-}
-
-/// A TCP connection with `TCP_NODELAY`: with Nagle's algorithm each small query costs 40 ms.
-pub(crate) async fn connect_tcp(host: &str, port: u16, deadline: Deadline) -> std::io::Result<TcpStream> {
-    let limit = deadline.at_most(CONNECT_TIMEOUT);
-    let socket = timeout(limit, TcpStream::connect((host, port))).await.map_err(|_| {
-        let text = format!("no connection within {} ms", limit.as_millis());
-        std::io::Error::new(std::io::ErrorKind::TimedOut, text)
-    })??;
-    socket.set_nodelay(true)?;
-    Ok(socket)
 }
 
 fn config(bastion: &Bastion) -> client::Config {
@@ -292,7 +282,10 @@ impl client::Handler for Client {
         let verdict = self.host_keys.verify(&self.host, self.port, key);
         if verdict == Verdict::AcceptedUnpinned {
             let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
-            tracing::warn!(fingerprint, "the bastion's host key is not verified: bastion_host_key is accept-any");
+            tracing::warn!(
+                fingerprint,
+                "the bastion's host key is not verified: bastion_host_key is accept-any"
+            );
         }
         match refusal(verdict, &self.host, self.port, key) {
             None => Ok(true),
@@ -338,7 +331,11 @@ impl From<russh::Error> for Error {
         match &error {
             russh::Error::NoCommonAlgo { kind, ours, theirs } => Self::new(
                 Kind::BastionPolicy,
-                format!("no common {kind:?} algorithm; ours: {}; the bastion's: {}", ours.join(","), theirs.join(",")),
+                format!(
+                    "no common {kind:?} algorithm; ours: {}; the bastion's: {}",
+                    ours.join(","),
+                    theirs.join(",")
+                ),
             )
             .with_hint("enable one of ours in the bastion's sshd_config"),
             russh::Error::KeepaliveTimeout => {

@@ -52,8 +52,9 @@ pub(super) async fn secure(mut stream: Stream, database: &Database) -> Result<Se
     match (answer[0], database.sslmode) {
         (b'S', _) => handshake(stream, database).await,
         (b'N', SslMode::Prefer) => Ok(Secured::plain(stream)),
-        (b'N', _) => Err(Error::new(Kind::DatabaseTls, "the database server has no TLS")
-            .with_hint("turn on `ssl` there, or accept plain text inside the tunnel: \"db_sslmode\": \"disable\"")),
+        (b'N', _) => Err(Error::new(Kind::DatabaseTls, "the database server has no TLS").with_hint(
+            "turn on `ssl` there, or accept plain text inside the tunnel: \"db_sslmode\": \"disable\"",
+        )),
         _ => Err(Error::new(Kind::DatabaseTls, "what answers at the database's address is not PostgreSQL")
             .with_hint("check private_host and private_port")),
     }
@@ -61,8 +62,9 @@ pub(super) async fn secure(mut stream: Stream, database: &Database) -> Result<Se
 
 async fn handshake(stream: Stream, database: &Database) -> Result<Secured, Error> {
     let mut connector = MakeRustlsConnect::new(config(database)?);
-    let connect = <MakeRustlsConnect as MakeTlsConnect<Stream>>::make_tls_connect(&mut connector, &database.host)
-        .map_err(|error| Error::new(Kind::DatabaseTls, "tls").with_source(error))?;
+    let connect =
+        <MakeRustlsConnect as MakeTlsConnect<Stream>>::make_tls_connect(&mut connector, &database.host)
+            .map_err(|error| Error::new(Kind::DatabaseTls, "tls").with_source(error))?;
     let tls = connect.connect(stream).await.map_err(|error| {
         Error::new(Kind::DatabaseTls, format!("tls with database {}", database.host)).with_source(error).with_hint(
             "check db_sslmode, db_ca_certificate (the authority's PEM; for RDS its region's bundle) and that \
@@ -80,7 +82,9 @@ fn config(database: &Database) -> Result<ClientConfig, Error> {
         .map_err(tls)?;
     let verifier: Arc<dyn ServerCertVerifier> = match database.sslmode {
         // As libpq: with a CA at hand, `require` checks it.
-        SslMode::Require if database.ca_certificate.is_some() => Arc::new(AnyName(authority(database, provider)?)),
+        SslMode::Require if database.ca_certificate.is_some() => {
+            Arc::new(AnyName(authority(database, provider)?))
+        }
         SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(AnyCertificate(provider)),
         SslMode::VerifyCa => Arc::new(AnyName(authority(database, provider)?)),
         SslMode::VerifyFull => authority(database, provider)?,
@@ -92,7 +96,12 @@ fn authority(database: &Database, provider: Arc<CryptoProvider>) -> Result<Arc<W
     let mut roots = RootCertStore::empty();
     match &database.ca_certificate {
         Some(pem) => {
-            let unreadable = || Error::new(Kind::SecretMalformed, "`db_ca_certificate` of the secret is not a PEM certificate");
+            let unreadable = || {
+                Error::new(
+                    Kind::SecretMalformed,
+                    "`db_ca_certificate` of the secret is not a PEM certificate",
+                )
+            };
             for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
                 roots.add(certificate.map_err(|_| unreadable())?).map_err(|_| unreadable())?;
             }

@@ -8,7 +8,10 @@ use crate::case::{Case, invoke, sync, table};
 
 fn event(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name);
-    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+    serde_json::from_slice(
+        &std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+    )
+    .unwrap()
 }
 
 #[tokio::test]
@@ -25,8 +28,12 @@ async fn every_event_file_gets_a_good_answer() {
     for name in &names {
         let answer = invoke(&function, &event(name)).await.answer();
         match name.split('-').next().unwrap() {
-            "fivetran" => assert_eq!(answer["schema"]["sample_users"]["primary_key"], json!(["id"]), "{name}: {answer}"),
-            _ if name.contains("check") || name.contains("resync") => assert_eq!(answer["ok"], true, "{name}: {answer}"),
+            "fivetran" => {
+                assert_eq!(answer["schema"]["sample_users"]["primary_key"], json!(["id"]), "{name}: {answer}")
+            }
+            _ if name.contains("check") || name.contains("resync") => {
+                assert_eq!(answer["ok"], true, "{name}: {answer}")
+            }
             _ => {
                 assert_eq!(answer["failed"], 0, "{name}: {answer}");
                 assert_eq!(table(&answer, "public.sample_users")["error"], Value::Null);
@@ -84,7 +91,10 @@ async fn fivetran_setup_test_leaves_the_state_as_it_is() {
 #[tokio::test]
 async fn names_that_fivetran_would_merge_are_refused() {
     let case = Case::new("collision").await;
-    case.run(r#"create table t (id int primary key, "userData" text, user_data text, modified_at timestamptz)"#).await;
+    case.run(
+        r#"create table t (id int primary key, "userData" text, user_data text, modified_at timestamptz)"#,
+    )
+    .await;
     let error = invoke(&case.function(&[]).await, &event("fivetran-sync.json")).await.error();
     assert_eq!(error.error_type, "InvalidConfig");
     assert!(error.message.contains("userData") && error.message.contains("user_data"), "{}", error.message);
@@ -115,7 +125,10 @@ async fn a_caller_that_holds_the_state_owns_the_cursor() {
     assert_eq!(case.checkpoint(), Value::Null, "the checkpoint is neither read nor written");
     assert_eq!(case.rows("public.sample_users").len(), 4, "objects appear before the answer");
     let second = invoke(&function, &json!({"state": first["state"]})).await.answer();
-    assert_eq!((&second["has_more"], &table(&second, "public.sample_users")["rows"]), (&json!(false), &json!(6)));
+    assert_eq!(
+        (&second["has_more"], &table(&second, "public.sample_users")["rows"]),
+        (&json!(false), &json!(6))
+    );
     // A repeat carries the same number, so a reader sees no other rows.
     let again = invoke(&function, &json!({"state": first["state"]})).await.answer();
     assert_eq!(table(&again, "public.sample_users")["seq"], table(&second, "public.sample_users")["seq"]);
@@ -128,10 +141,9 @@ async fn a_foreign_or_malformed_state_is_refused_with_the_way_out() {
     let case = Case::with_users("foreign", 3).await;
     let function = case.function(&[]).await;
     let mut state = invoke(&function, &json!({"state": {}})).await.answer()["state"].clone();
-    for (broken, named) in [
-        (json!({"version": 99}), "version 99"),
-        (json!({"last_modified": "2026"}), "version"),
-    ] {
+    for (broken, named) in
+        [(json!({"version": 99}), "version 99"), (json!({"last_modified": "2026"}), "version")]
+    {
         let error = invoke(&function, &json!({"state": broken})).await.error();
         assert_eq!(error.error_type, "CursorInvalid");
         assert!(error.message.contains(named), "{}", error.message);

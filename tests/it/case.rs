@@ -78,7 +78,9 @@ impl Case {
         let mut rows = Vec::new();
         for (key, body) in self.objects(&format!("data/{table}/")) {
             for line in unpacked(&key, &body).lines() {
-                rows.push(serde_json::from_str(line).unwrap_or_else(|error| panic!("{key}: {error}: {line}")));
+                rows.push(
+                    serde_json::from_str(line).unwrap_or_else(|error| panic!("{key}: {error}: {line}")),
+                );
             }
         }
         rows
@@ -101,7 +103,11 @@ impl Case {
         let prefix = format!("{}/", self.prefix);
         let objects = self.stack.objects(&prefix);
         let strip = |key: String| key.strip_prefix(&prefix).map(str::to_owned).unwrap_or(key);
-        objects.into_iter().map(|(key, body)| (strip(key), body)).filter(|(key, _)| key.starts_with(below)).collect()
+        objects
+            .into_iter()
+            .map(|(key, body)| (strip(key), body))
+            .filter(|(key, _)| key.starts_with(below))
+            .collect()
     }
 
     pub(crate) fn manifests(&self) -> Vec<Value> {
@@ -120,7 +126,8 @@ impl Case {
         let rows = self.admin.query(sql, &[]).await.unwrap();
         rows.iter()
             .map(|row| {
-                let (id, name, at) = (row.get::<_, String>(0), row.get::<_, Option<String>>(1), row.get::<_, String>(2));
+                let (id, name, at) =
+                    (row.get::<_, String>(0), row.get::<_, Option<String>>(1), row.get::<_, String>(2));
                 (json!(id).to_string(), json!({"id": id, "name": name, "modified_at": at}))
             })
             .collect()

@@ -22,7 +22,10 @@ fn put_checkpoint(case: &Case) -> String {
 }
 
 fn complete(case: &Case) -> String {
-    format!("POST /bastion-sync/{}/data/public.sample_users/", case.prefix)
+    // CompleteMultipartUpload: `?uploadId=`; beginning an upload has `?uploads`, a part `?partNumber=`.
+    let day = chrono::Utc::now().format("%Y-%m-%d");
+    let key = format!("data/public.sample_users/sync_date={day}/0000000001-00000.ndjson.gz");
+    format!("POST /bastion-sync/{}/{}?uploadId=", case.prefix, key.replace('=', "%3D"))
 }
 
 #[tokio::test]
@@ -65,7 +68,10 @@ async fn runs_over_different_tables_merge() {
     let (outcome, ()) = tokio::join!(slow_run, fast_run);
     assert_eq!(table(&outcome.answer(), "public.sample_users")["rows"], 10);
     let tables = &case.checkpoint()["state"]["tables"];
-    assert_eq!((&tables["public.sample_users"]["seq"], &tables["public.orders"]["seq"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&tables["public.sample_users"]["seq"], &tables["public.orders"]["seq"]),
+        (&json!(1), &json!(1))
+    );
     assert_eq!(sync(&fast).await["tables"].as_array().unwrap().iter().filter(|t| t["rows"] != 0).count(), 0);
 }
 
@@ -159,9 +165,10 @@ async fn uploads_that_vanished_after_the_commit_are_read_again() {
 
 #[tokio::test]
 async fn lost_replies_of_the_commit_and_of_a_completion_are_settled() {
-    for (name, pattern) in
-        [("lost_commit", put_checkpoint as fn(&Case) -> String), ("lost_complete", complete as fn(&Case) -> String)]
-    {
+    for (name, pattern) in [
+        ("lost_commit", put_checkpoint as fn(&Case) -> String),
+        ("lost_complete", complete as fn(&Case) -> String),
+    ] {
         let case = Case::with_users(name, 100).await;
         let (function, proxy) = behind_proxy(&case).await;
         let lost = proxy.drop_reply_when_seen(pattern(&case));
@@ -201,7 +208,8 @@ async fn replaying_an_event_does_no_harm() {
 /// As a lifecycle rule would.
 async fn abort_uploads(case: &Case) {
     let s3 = &case.stack.s3;
-    let credentials = aws_sdk_s3::config::Credentials::new(&s3.access_key, &s3.secret_key, None, None, "test");
+    let credentials =
+        aws_sdk_s3::config::Credentials::new(&s3.access_key, &s3.secret_key, None, None, "test");
     let config = aws_sdk_s3::Config::builder()
         .behavior_version_latest()
         .credentials_provider(credentials)

@@ -15,10 +15,18 @@ async fn failure(case: &Case, configuration: &Value, extra: &[(&str, &str)], eve
     let error = invocation.error();
     let secrets = ["bastion_private_key", "bastion_passphrase", "db_password"];
     let logs = function.logs().join("\n");
-    for secret in secrets.iter().filter_map(|key| configuration[key].as_str()).filter(|value| value.len() > 3) {
-        assert!(!error.message.contains(secret) && !logs.contains(secret), "a secret is shown: {}", error.message);
+    for secret in secrets.iter().filter_map(|key| configuration[key].as_str()).filter(|value| value.len() > 3)
+    {
+        assert!(
+            !error.message.contains(secret) && !logs.contains(secret),
+            "a secret is shown: {}",
+            error.message
+        );
     }
-    assert!(logs.lines().any(|line| line.contains(&format!("\"error_type\":\"{}\"", error.error_type))), "{logs}");
+    assert!(
+        logs.lines().any(|line| line.contains(&format!("\"error_type\":\"{}\"", error.error_type))),
+        "{logs}"
+    );
     case.assert_nothing_is_written();
     error
 }
@@ -33,7 +41,8 @@ fn assert_error(error: &FunctionError, error_type: &str, told: &[&str]) {
 #[tokio::test]
 async fn a_wrong_passphrase_is_told() {
     let case = Case::with_users("passphrase", 1).await;
-    let mut configuration = case.stack.configuration(&case.database, &case.stack.client_key("ed25519-passphrase"));
+    let mut configuration =
+        case.stack.configuration(&case.database, &case.stack.client_key("ed25519-passphrase"));
     configuration["bastion_passphrase"] = json!("not the passphrase");
     let error = failure(&case, &configuration, &[], &json!({})).await;
     assert_error(&error, "SecretMalformed", &["bastion_passphrase"]);
@@ -80,7 +89,9 @@ async fn a_missing_cursor_column_is_told_with_the_candidates() {
     case.run("create table t (id int primary key, changed timestamptz, born date, text text)").await;
     let error = failure(&case, &case.configuration(), &[("TABLES", "t")], &json!({})).await;
     assert_error(&error, "SchemaChanged", &["modified_at or updated_at", "CURSOR_COLUMN", "changed, born"]);
-    let error = failure(&case, &case.configuration(), &[("TABLES", "t"), ("CURSOR_COLUMN", "text")], &json!({})).await;
+    let error =
+        failure(&case, &case.configuration(), &[("TABLES", "t"), ("CURSOR_COLUMN", "text")], &json!({}))
+            .await;
     assert_error(&error, "SchemaChanged", &["cursor column text", "of type text"]);
 }
 
@@ -95,35 +106,46 @@ async fn views_are_refused_by_name() {
 #[tokio::test]
 async fn a_bucket_that_is_not_there_is_told() {
     let case = Case::with_users("bucket", 1).await;
-    let error = failure(&case, &case.configuration(), &[("OUTPUT_URI", "s3://nobodys-bucket/p")], &json!({})).await;
+    let error =
+        failure(&case, &case.configuration(), &[("OUTPUT_URI", "s3://nobodys-bucket/p")], &json!({})).await;
     assert_error(&error, "StorageDenied", &["s3://nobodys-bucket/p", "NoSuchBucket", "s3:PutObject"]);
 }
 
 #[tokio::test]
 async fn s3_out_of_reach_is_told() {
     let case = Case::with_users("s3_down", 1).await;
-    let error = failure(&case, &case.configuration(), &[("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")], &json!({})).await;
+    let error =
+        failure(&case, &case.configuration(), &[("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")], &json!({}))
+            .await;
     assert_error(&error, "StorageUnavailable", &[]);
 }
 
 #[tokio::test]
 async fn a_secret_that_is_missing_or_malformed_is_told() {
     let case = Case::with_users("secrets", 1).await;
-    let error = failure(&case, &case.configuration(), &[("BASTION_SECRET_ID", "no-such-secret")], &json!({})).await;
+    let error =
+        failure(&case, &case.configuration(), &[("BASTION_SECRET_ID", "no-such-secret")], &json!({})).await;
     assert_error(&error, "SecretDenied", &["no-such-secret", "secretsmanager:GetSecretValue"]);
     let error = failure(&case, &json!("hunter2 is not JSON"), &[], &json!({})).await;
     assert_error(&error, "SecretMalformed", &["not JSON"]);
     assert!(!error.message.contains("hunter2"));
     let mut configuration = case.configuration();
     configuration["bastion_private_key"] = json!("aHVudGVyMg==");
-    assert_error(&failure(&case, &configuration, &[], &json!({})).await, "SecretMalformed", &["bastion_private_key"]);
+    assert_error(
+        &failure(&case, &configuration, &[], &json!({})).await,
+        "SecretMalformed",
+        &["bastion_private_key"],
+    );
 }
 
 #[tokio::test]
 async fn malformed_events_are_told_before_any_io() {
     let case = Case::with_users("malformed", 1).await;
     // Nothing answers there: an attempt to reach it would be another error.
-    let env = [("AWS_ENDPOINT_URL_SECRETS_MANAGER", "http://127.0.0.1:9"), ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")];
+    let env = [
+        ("AWS_ENDPOINT_URL_SECRETS_MANAGER", "http://127.0.0.1:9"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9"),
+    ];
     let function = case.function(&env).await;
     let mut nested = json!(1);
     for _ in 0..100 {
@@ -176,7 +198,10 @@ async fn a_bastion_that_prohibits_forwarding_is_told() {
     let case = Case::with_users("prohibited", 1).await;
     let bastion = case
         .stack
-        .start_bastion(BastionOptions { permit_open: vec!["127.0.0.1:1".into()], ..BastionOptions::default() })
+        .start_bastion(BastionOptions {
+            permit_open: vec!["127.0.0.1:1".into()],
+            ..BastionOptions::default()
+        })
         .await;
     let mut configuration = case.configuration();
     configuration["bastion_port"] = json!(bastion.address.port);
@@ -202,7 +227,10 @@ async fn a_dead_database_behind_the_bastion_is_told() {
     let case = Case::with_users("dead_database", 1).await;
     let bastion = case
         .stack
-        .start_bastion(BastionOptions { permit_open: vec!["127.0.0.1:9".into()], ..BastionOptions::default() })
+        .start_bastion(BastionOptions {
+            permit_open: vec!["127.0.0.1:9".into()],
+            ..BastionOptions::default()
+        })
         .await;
     let mut configuration = case.configuration();
     configuration["bastion_port"] = json!(bastion.address.port);
@@ -235,7 +263,10 @@ async fn a_row_beyond_the_bound_is_refused_by_place_and_the_other_tables_go_on()
 async fn a_tunnel_that_dies_midway_loses_nothing_and_leaves_nothing() {
     let case = Case::new("tunnel_dies").await;
     case.run("create table big (id int primary key, modified_at timestamptz, body text)").await;
-    case.run("insert into big select i, '2026-01-01', repeat(md5(i::text), 60) from generate_series(1, 20000) i").await;
+    case.run(
+        "insert into big select i, '2026-01-01', repeat(md5(i::text), 60) from generate_series(1, 20000) i",
+    )
+    .await;
     let proxy = Proxy::start(address(&case.stack.bastion.host, case.stack.bastion.port)).await;
     let mut configuration = case.configuration();
     configuration["bastion_port"] = json!(proxy.addr.port());

@@ -7,9 +7,14 @@ use crate::types_matrix::{EXTENSION_MATRIX, MATRIX, SETUP};
 async fn assert_matrix(case: &Case, rows: &[(&str, &str, &str)]) {
     // A table has at most 1,600 columns, and a row's fixed part must fit a page.
     for (i, chunk) in rows.chunks(100).enumerate() {
-        let columns: Vec<String> = chunk.iter().enumerate().map(|(c, (ty, _, _))| format!("c{c} {ty}")).collect();
+        let columns: Vec<String> =
+            chunk.iter().enumerate().map(|(c, (ty, _, _))| format!("c{c} {ty}")).collect();
         let values: Vec<&str> = chunk.iter().map(|(_, literal, _)| *literal).collect();
-        case.run(&format!("create table m{i} (id int primary key, modified_at timestamptz, {})", columns.join(", "))).await;
+        case.run(&format!(
+            "create table m{i} (id int primary key, modified_at timestamptz, {})",
+            columns.join(", ")
+        ))
+        .await;
         case.run(&format!("insert into m{i} values (1, now(), {})", values.join(", "))).await;
     }
     let answer = sync(&case.function(&[("COMPRESSION", "none")]).await).await;
@@ -19,7 +24,8 @@ async fn assert_matrix(case: &Case, rows: &[(&str, &str, &str)]) {
         assert_eq!(table(&answer, &name)["rows"], 1);
         let objects = case.objects(&format!("data/{name}/"));
         let line = std::str::from_utf8(&objects[0].1).unwrap();
-        let row: std::collections::HashMap<String, &serde_json::value::RawValue> = serde_json::from_str(line).unwrap();
+        let row: std::collections::HashMap<String, &serde_json::value::RawValue> =
+            serde_json::from_str(line).unwrap();
         for (c, (ty, literal, expected)) in chunk.iter().enumerate() {
             assert_eq!(row[&format!("c{c}")].get(), *expected, "{ty}: {literal}");
         }
@@ -66,15 +72,23 @@ async fn positions_of_every_kind_of_key_continue_where_they_stopped() {
     ];
     for (name, ty, expression) in keys {
         let primary = if ty.contains(" b ") { "k, b" } else { "k" };
-        case.run(&format!("create table {name} (k {ty}, modified_at timestamptz, primary key ({primary}))")).await;
-        case.run(&format!("insert into {name} select {expression}, '2026-01-01' from generate_series(1, 60) i")).await;
+        case.run(&format!("create table {name} (k {ty}, modified_at timestamptz, primary key ({primary}))"))
+            .await;
+        case.run(&format!(
+            "insert into {name} select {expression}, '2026-01-01' from generate_series(1, 60) i"
+        ))
+        .await;
         // Half of the rows are in the phase without a cursor value.
-        case.run(&format!("update {name} set modified_at = null where ctid in (select ctid from {name} limit 30)")).await;
+        case.run(&format!(
+            "update {name} set modified_at = null where ctid in (select ctid from {name} limit 30)"
+        ))
+        .await;
     }
     let function = case.function(&[]).await;
     let mut calls = 0;
     loop {
-        let answer = crate::case::invoke(&function, &serde_json::json!({"limits": {"max_rows": 17}})).await.answer();
+        let answer =
+            crate::case::invoke(&function, &serde_json::json!({"limits": {"max_rows": 17}})).await.answer();
         assert_eq!(answer["failed"], 0, "{answer}");
         calls += 1;
         if answer["has_more"] == false {
@@ -83,8 +97,11 @@ async fn positions_of_every_kind_of_key_continue_where_they_stopped() {
         assert!(calls < 200, "no end");
     }
     for (name, ..) in keys {
-        let mut rows: Vec<String> =
-            case.rows(&format!("public.{name}")).iter().map(|row| format!("{}{}", row["k"], row["b"])).collect();
+        let mut rows: Vec<String> = case
+            .rows(&format!("public.{name}"))
+            .iter()
+            .map(|row| format!("{}{}", row["k"], row["b"]))
+            .collect();
         assert_eq!(rows.len(), 60, "{name}");
         rows.sort();
         rows.dedup();
