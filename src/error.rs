@@ -147,7 +147,7 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    /// `context: cause: cause (hint)`, on one line.
+    /// `context: cause: cause. Hint: what to do`, on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.context)?;
         let mut cause = self.source.as_deref().map(|source| source as &dyn StdError);
@@ -156,7 +156,7 @@ impl fmt::Display for Error {
             cause = error.source();
         }
         match &self.hint {
-            Some(hint) => write!(f, ". {hint}"),
+            Some(hint) => write!(f, ". Hint: {hint}"),
             None => Ok(()),
         }
     }
@@ -185,7 +185,7 @@ mod tests {
             .with_hint("check bastion_host");
         assert_eq!(
             error.to_string(),
-            "bastion:22 refused the connection: connection refused. check bastion_host"
+            "bastion:22 refused the connection: connection refused. Hint: check bastion_host"
         );
         assert_eq!(format!("{error:?}"), format!("BastionUnreachable: {error}"));
     }

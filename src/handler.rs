@@ -37,7 +37,7 @@ impl From<Error> for Diagnostic {
 pub async fn handle(app: Arc<App>, event: LambdaEvent<Value>) -> Result<Box<RawValue>, Error> {
     let deadline = Deadline::from_epoch_ms(event.context.deadline);
     let sync_id = Ulid::generate().to_string();
-    let span = tracing::info_span!("invocation", sync_id);
+    let span = tracing::info_span!("invocation", sync_id, request_id = event.context.request_id);
     let mut task = JoinSet::new();
     task.spawn(
         async move { invocation(&app, &event.payload, deadline, sync_id).await }.instrument(span.clone()),

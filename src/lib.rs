@@ -33,6 +33,7 @@ mod encode;
 mod entry;
 pub mod error;
 mod handler;
+pub mod log;
 mod metrics;
 mod plan;
 mod request;

@@ -39,7 +39,7 @@ impl Page<'_> {
     /// `CursorInvalid` for a position that does not fit the table.
     pub(crate) fn rows(&self) -> Result<String, Error> {
         let columns: Vec<String> = self.table.columns.iter().map(selected).collect();
-        Ok(format!("select {} {}", columns.join(", "), self.from_where_order()?))
+        Ok(format!("select {} {}", columns.join(", "), self.body()?))
     }
 
     /// The place of the page's `offset`-th row, for an error that must name it without its key.
@@ -50,11 +50,11 @@ impl Page<'_> {
         Ok(format!(
             "select place from (select tableoid::regclass::text || ' ctid ' || ctid::text as place {}) as page \
              offset {offset} limit 1",
-            self.from_where_order()?
+            self.body()?
         ))
     }
 
-    fn from_where_order(&self) -> Result<String, Error> {
+    fn body(&self) -> Result<String, Error> {
         let table = self.table;
         let cursor = column(&table.columns[table.cursor].name);
         let key: Vec<String> = table.key.iter().map(|i| column(&table.columns[*i].name)).collect();

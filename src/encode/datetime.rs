@@ -205,7 +205,7 @@ fn write_offset(west_seconds: i32, out: &mut Vec<u8>) -> Result<(), Unencodable>
     out.extend_from_slice(&pair(seconds / 3600));
     out.push(b':');
     out.extend_from_slice(&pair(seconds / 60 % 60));
-    if seconds % 60 != 0 {
+    if !seconds.is_multiple_of(60) {
         out.push(b':');
         out.extend_from_slice(&pair(seconds % 60));
     }

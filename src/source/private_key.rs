@@ -593,7 +593,8 @@ mod tests {
 
     #[test]
     fn every_way_of_pasting_a_pem_is_undone() {
-        let manglings: [(&str, fn(&str) -> String); 18] = [
+        type Mangling = (&'static str, fn(&str) -> String);
+        let manglings: [Mangling; 18] = [
             ("as it is", str::to_owned),
             ("base64", |pem| STANDARD.encode(pem)),
             ("base64 without padding", |pem| STANDARD_NO_PAD.encode(pem)),

@@ -286,10 +286,10 @@ async fn login(
 
 /// Drives the connection. What stopped it is kept before the connection is dropped, and with that the client's requests.
 async fn drive(mut connection: tokio_postgres::Connection<Guard, Guard>, refused: Arc<OnceLock<Refused>>) {
-    if let Err(error) = (&mut connection).await {
-        if let Some(by_guard) = Refused::among(&error) {
-            let _ = refused.set(by_guard);
-        }
+    if let Err(error) = (&mut connection).await
+        && let Some(by_guard) = Refused::among(&error)
+    {
+        let _ = refused.set(by_guard);
     }
 }
 

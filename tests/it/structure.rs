@@ -55,7 +55,7 @@ fn modules_depend_downwards_only() {
         &["main"][..],
         &["lib"],
         &["handler"],
-        &["metrics"],
+        &["metrics", "log"],
         &["sync", "check"],
         &["app"],
         &["source", "credentials", "sink", "entry"],

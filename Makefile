@@ -1,0 +1,49 @@
+# Two commands for a stranger: `make demo` shows the whole job, `make test` proves it. `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+HARNESS := cargo run --quiet --package harness --bin harness -- run --
+RUNNER := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo 'nextest run' || echo 'test')
+
+.PHONY: help setup demo test check fmt lint deny build clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## Install what the local stack needs (PostgreSQL, OpenSSH, moto, cargo-lambda), if it is missing
+	@tests/setup.sh
+
+demo: setup ## Show the whole job on a local PostgreSQL, bastion and S3
+	@echo "building (some minutes the first time)" >&2
+	@cargo build --bin bastion-sync
+	@cargo build --package harness --bins
+	@$(HARNESS) cargo run --quiet --package harness --bin demo
+
+test: setup ## Run every test against the local stack
+	@cargo build --package harness --bin harness
+	@cargo $(RUNNER) --workspace --no-run
+	@$(HARNESS) cargo $(RUNNER) --workspace
+
+check: fmt lint test deny ## What CI runs: formatting, lints, tests, licences and advisories
+
+fmt:
+	@cargo fmt --all --check
+
+lint:
+	@cargo clippy --workspace --all-targets -- --deny warnings
+
+deny: ## Check licences, sources and advisories (installs cargo-deny if it is missing)
+	@command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny
+	@cargo deny --all-features check
+
+build: setup ## Build the Lambda packages for x86-64 and Graviton: target/lambda
+	@cargo lambda build --release --output-format zip
+	@cp target/lambda/bastion-sync/bootstrap.zip target/lambda/bootstrap-x86_64.zip
+	@cargo lambda build --release --arm64 --output-format zip
+	@cp target/lambda/bastion-sync/bootstrap.zip target/lambda/bootstrap-arm64.zip
+	@ls -l target/lambda/*.zip
+
+clean: ## Remove what was built and the virtual environment
+	@rm -rf target .venv
