@@ -16,7 +16,7 @@ use crate::text::timestamp;
 /// Starts the log, as `AWS_LAMBDA_LOG_LEVEL` and `AWS_LAMBDA_LOG_FORMAT` say: `Text` gives lines for people, anything
 /// else JSON. TRACE, which would log whole events, is compiled out.
 pub fn init() {
-    let level = std::env::var("AWS_LAMBDA_LOG_LEVEL").unwrap_or_default();
+    let level = std::env::var("AWS_LAMBDA_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned());
     // What the runtime would say about a failed invocation we say with fields.
     let filter = |level: &str| format!("warn,lambda_runtime=off,bastion_sync={level}");
     let filter = EnvFilter::try_new(filter(&level)).unwrap_or_else(|_| EnvFilter::new(filter("info")));

@@ -9,10 +9,11 @@ const NAMESPACE: &str = "BastionSync";
 /// Writes the line to standard output, where CloudWatch finds it.
 pub(crate) fn emit(outcome: &Outcome) {
     let sum = |value: fn(&crate::sync::Report) -> u64| outcome.reports.iter().map(value).sum::<u64>();
-    let largest_lag = outcome.reports.iter().filter_map(|report| report.lag_seconds).fold(0.0, f64::max);
+    // Without any completed window there is no lag to tell: a 0 would look fresh, and a missing value raises the alarm.
+    let largest_lag = outcome.reports.iter().filter_map(|report| report.lag_seconds).reduce(f64::max);
     let unit = |name: &str, unit: &str| json!({"Name": name, "Unit": unit});
     let function = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
-    let line = json!({
+    let mut line = json!({
         "_aws": {
             "Timestamp": chrono::Utc::now().timestamp_millis(),
             "CloudWatchMetrics": [{
@@ -28,7 +29,9 @@ pub(crate) fn emit(outcome: &Outcome) {
         "RowCount": sum(|report| report.rows),
         "ByteCount": sum(|report| report.bytes),
         "FailedTableCount": outcome.failed_count(),
-        "LagSeconds": largest_lag,
     });
+    if let Some(lag) = largest_lag {
+        line["LagSeconds"] = json!(lag);
+    }
     println!("{line}");
 }

@@ -71,9 +71,9 @@ pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
     let rules = call.rules().await?;
     let ledger = match (&call.request.state, call.request.door, call.storage()) {
         (None, _, storage) => Ledger::of_checkpoint(&storage?).await?,
-        (Some(state), Door::Fivetran, _) => Ledger::of_caller(State::parse(state)?, None),
+        (Some(state), Door::Fivetran, _) => Ledger::of_caller(State::parse(state)?, None).await?,
         (Some(state), Door::Direct | Door::EventBridge, storage) => {
-            Ledger::of_caller(State::parse(state)?, Some(storage?))
+            Ledger::of_caller(State::parse(state)?, Some(storage?)).await?
         }
     };
     let mut session = open_session(call).await?;
@@ -223,7 +223,7 @@ impl<'a> Run<'a> {
     /// Reads one table, from its cursor to the end of its window or of the run, in one commit or more.
     async fn table(&mut self, table: &Arc<Table>) -> Result<(), Error> {
         let began = Instant::now();
-        let mut cursor = self.cursor(table)?;
+        let mut cursor = self.cursor(table).await?;
         let mut report = Report::of(table, &cursor);
         loop {
             let before = self.ledger.state().cursor(&table.name).cloned();
@@ -446,11 +446,11 @@ impl<'a> Run<'a> {
     }
 
     /// Where to read on: the known cursor if it fits the table, else a backfill.
-    fn cursor(&self, table: &Table) -> Result<TableCursor, Error> {
+    async fn cursor(&self, table: &Table) -> Result<TableCursor, Error> {
         let at_start =
             |seq| TableCursor::at_start(seq, table.oid, table.order(), table.options.start.is_some());
         match self.ledger.state().cursor(&table.name) {
-            None => Ok(at_start(0)),
+            None => Ok(at_start(self.ledger.last_seq(&table.name).await?)),
             Some(cursor) if cursor.oid != table.oid => {
                 if cursor.oid != 0 {
                     tracing::warn!(table = %table.name, "the table is another one under the same name, reading it whole");

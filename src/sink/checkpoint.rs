@@ -11,7 +11,7 @@ use super::storage::{Completion, Condition, Put, Storage};
 use crate::cursor::{DatabaseId, State, TableCursor};
 use crate::error::{Error, Kind};
 
-const KEY: &str = "_state/checkpoint.json";
+pub(super) const KEY: &str = "_state/checkpoint.json";
 
 /// How often a swap is tried again after another run moved other tables.
 const SWAP_ATTEMPTS: usize = 8;

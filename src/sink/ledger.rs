@@ -7,6 +7,7 @@ use super::storage::{Completion, Storage};
 use crate::config::OnNewDatabase;
 use crate::cursor::{DatabaseId, State, TableCursor};
 use crate::error::{Error, Kind};
+use crate::table_name::TableName;
 
 /// A long run commits in between, so that a crash costs little.
 const GROUP_AGE: Duration = Duration::from_secs(60);
@@ -43,8 +44,35 @@ impl Ledger {
     }
 
     /// The caller's cursors. Without a storage rows go into the answer.
-    pub(crate) fn of_caller(state: State, storage: Option<Storage>) -> Self {
-        Self::new(Keeper::Caller(storage), state)
+    ///
+    /// # Errors
+    /// `InvalidRequest` where the prefix has a checkpoint: two sequences of numbers would overwrite each other's objects.
+    /// `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn of_caller(state: State, storage: Option<Storage>) -> Result<Self, Error> {
+        if let Some(storage) = &storage
+            && storage.has_any(checkpoint::KEY).await?
+        {
+            let context =
+                format!("{} has a checkpoint, so that no caller can hold the state", storage.uri(""));
+            return Err(Error::new(Kind::InvalidRequest, context).with_hint(
+                "leave `state` out, or give this caller a function with an OUTPUT_URI of its own",
+            ));
+        }
+        Ok(Self::new(Keeper::Caller(storage), state))
+    }
+
+    /// The number of a table's last commit where the state does not know the table. A caller that begins anew with `{}`
+    /// must go on counting after what lies there, or its rows would look older than those.
+    ///
+    /// # Errors
+    /// `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn last_seq(&self, table: &TableName) -> Result<u64, Error> {
+        match &self.keeper {
+            Keeper::Caller(Some(storage)) => {
+                storage.last_number(&format!("manifests/{}/", table.to_key())).await
+            }
+            Keeper::Checkpoint(_) | Keeper::Caller(None) => Ok(0),
+        }
     }
 
     fn new(keeper: Keeper, state: State) -> Self {

@@ -146,6 +146,37 @@ impl Storage {
         Ok(!output.contents().is_empty())
     }
 
+    /// The highest number among objects named `{below}{number:010}.json`; 0 if there is none. Asks about twice as often
+    /// as the number has binary digits.
+    pub(crate) async fn last_number(&self, below: &str) -> Result<u64, Error> {
+        if !self.has_beyond(below, 0).await? {
+            return Ok(0);
+        }
+        // It is greater than `low` and not greater than `high`.
+        let (mut low, mut high) = (0, 1);
+        while self.has_beyond(below, high).await? {
+            (low, high) = (high, high * 2);
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if self.has_beyond(below, middle).await? { low = middle } else { high = middle }
+        }
+        Ok(high)
+    }
+
+    /// Whether there is a number greater than this one.
+    async fn has_beyond(&self, below: &str, number: u64) -> Result<bool, Error> {
+        let list = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.at.bucket)
+            .prefix(self.full(below))
+            .start_after(self.full(&format!("{below}{number:010}.json")))
+            .max_keys(1);
+        let output = list.send().await.map_err(|error| self.error(below, Fault::of(&error)))?;
+        Ok(!output.contents().is_empty())
+    }
+
     /// Begins an upload.
     pub(crate) async fn create_upload(&self, key: &str, token: &str) -> Result<Upload, Error> {
         let create = self

@@ -25,8 +25,12 @@ async fn every_event_file_gets_a_good_answer() {
         .collect();
     names.sort();
     assert!(names.len() >= 9, "{names:?}");
+    // A caller that holds the state itself writes to a prefix of its own.
+    let uri = case.stack.output_uri(&format!("{}/held", case.prefix));
+    let holding = case.function(&[("TABLES", "SAMPLE_USERS"), ("OUTPUT_URI", &uri)]).await;
     for name in &names {
-        let answer = invoke(&function, &event(name)).await.answer();
+        let function = if name.ends_with("-state.json") { &holding } else { &function };
+        let answer = invoke(function, &event(name)).await.answer();
         match name.split('-').next().unwrap() {
             "fivetran" => {
                 assert_eq!(answer["schema"]["sample_users"]["primary_key"], json!(["id"]), "{name}: {answer}")
@@ -134,6 +138,34 @@ async fn a_caller_that_holds_the_state_owns_the_cursor() {
     assert_eq!(table(&again, "public.sample_users")["seq"], table(&second, "public.sample_users")["seq"]);
     assert_eq!(case.rows("public.sample_users").len(), 10);
     case.assert_users_are_complete().await;
+}
+
+#[tokio::test]
+async fn a_state_that_begins_anew_counts_on_and_overwrites_nothing() {
+    let case = Case::with_users("anew", 10).await;
+    let function = case.function(&[]).await;
+    let mut state = json!({});
+    for seq in 1..=6 {
+        let answer = invoke(&function, &json!({"state": state, "limits": {"max_rows": 1}})).await.answer();
+        assert_eq!(table(&answer, "public.sample_users")["seq"], seq);
+        state = answer["state"].clone();
+    }
+    for seq in 7..=9 {
+        let answer = invoke(&function, &json!({"state": {}})).await.answer();
+        assert_eq!(table(&answer, "public.sample_users")["seq"], seq);
+    }
+    assert_eq!(case.rows("public.sample_users").len(), 6 + 3 * 10);
+}
+
+#[tokio::test]
+async fn a_prefix_with_a_checkpoint_takes_no_state_of_a_caller() {
+    let case = Case::with_users("two_owners", 3).await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    let error = invoke(&function, &json!({"state": {}})).await.error();
+    assert_eq!(error.error_type, "InvalidRequest");
+    assert!(error.message.contains("checkpoint"), "{}", error.message);
+    assert_eq!(case.rows("public.sample_users").len(), 3);
 }
 
 #[tokio::test]
