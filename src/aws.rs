@@ -47,11 +47,11 @@ impl Fault {
 
     /// Whether asking again later cannot help: the service understood and said no, or we have no credentials.
     pub(crate) fn is_refusal(&self) -> bool {
+        // Throttling comes as 400 from Secrets Manager and as 503 from S3; a body that was damaged on its way as 400.
+        let is_passing = ["Throttl", "RequestTimeout", "BadDigest", "Checksum", "NoSuchUpload", "SlowDown"];
         match self.status {
-            // Throttling comes as 400 from Secrets Manager and as 503 from S3.
-            Some(400..=499) => {
-                !self.code().contains("Throttl") && !matches!(self.status, Some(408 | 409 | 429))
-            }
+            Some(408 | 409 | 429) => false,
+            Some(400..=499) => !is_passing.iter().any(|code| self.code().contains(code)),
             Some(_) => false,
             None => self.text.contains("credentials"),
         }

@@ -25,7 +25,7 @@ pub(crate) struct Checked {
 pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
     let rules = call.rules().await?;
     if let Some(state) = &call.request.state {
-        State::parse(state)?;
+        State::parse(&state.0)?;
     }
     let session = open_session(call).await?;
     let outcome = async {

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::aws::Fault;
 use crate::config::Config;
 use crate::error::{Error, Kind};
-use crate::request::EventSecrets;
+use crate::request::Hidden;
 use crate::source::host_key::HostKeys;
 use crate::source::private_key::{self, PrivateKey};
 
@@ -172,7 +172,7 @@ struct Secret {
 ///
 /// # Errors
 /// `SecretMalformed`, `InvalidConfig`.
-pub(crate) fn from_event(secrets: &EventSecrets, config: &Config) -> Result<Credentials, Error> {
+pub(crate) fn from_event(secrets: &Hidden, config: &Config) -> Result<Credentials, Error> {
     let fields = secrets.0.as_object().ok_or_else(|| malformed("the event's `secrets` is not an object"))?;
     parse(fields, None, config.bastion_host_key.as_deref())
 }

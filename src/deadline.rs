@@ -35,7 +35,8 @@ impl Deadline {
     /// Ends the reading after `max_seconds` if that is sooner; the commit may still take until the end.
     pub(crate) fn tightened(mut self, max_seconds: Option<u64>) -> Self {
         if let Some(seconds) = max_seconds {
-            self.reading_ends = self.reading_ends.min(Instant::now() + Duration::from_secs(seconds));
+            self.reading_ends =
+                self.reading_ends.min(Instant::now() + Duration::from_secs(seconds).min(LONGEST_INVOCATION));
         }
         self
     }
@@ -83,6 +84,7 @@ mod tests {
     fn limits_tighten_and_never_widen() {
         let deadline = Deadline::from_epoch_ms(epoch_ms_in(60));
         assert!(deadline.tightened(Some(5)).reading_left() <= Duration::from_secs(5));
+        assert!(deadline.tightened(Some(u64::MAX)).reading_left() <= Duration::from_secs(48));
         assert!(deadline.tightened(Some(500)).reading_left() <= Duration::from_secs(48));
         assert!(deadline.tightened(Some(0)).is_reading_over());
     }

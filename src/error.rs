@@ -111,6 +111,8 @@ impl Kind {
                 | Self::UnencodableValue
                 | Self::RowTooLarge
                 | Self::CursorInvalid
+                | Self::NoProgress
+                | Self::Internal
         )
     }
 }

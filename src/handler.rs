@@ -16,11 +16,15 @@ use crate::deadline::Deadline;
 use crate::entry;
 use crate::error::{Error, Kind};
 use crate::metrics;
+use crate::report::{Outcome, Report};
 use crate::request::{Action, Door};
 use crate::sink::checkpoint::Checkpoint;
 use crate::sink::fivetran::Inserts;
-use crate::sync::{Outcome, sync};
+use crate::sync::sync;
 use crate::table::Table;
+
+/// Step Functions takes 256 KiB.
+const MAX_ANSWER_BYTES: usize = 200_000;
 
 impl From<Error> for Diagnostic {
     /// Step Functions matches the type exactly.
@@ -80,7 +84,7 @@ async fn invocation(
             let checked = check(&call).await?;
             match request.door {
                 Door::Fivetran => {
-                    let state = request.state.clone().unwrap_or_else(|| json!({}));
+                    let state = request.state.clone().map_or_else(|| json!({}), |state| state.0);
                     let tables: Vec<&Table> = checked.tables.iter().map(Arc::as_ref).collect();
                     Inserts::default().into_answer(&state, &tables, false)
                 }
@@ -99,20 +103,41 @@ async fn resync(call: &Call<'_>) -> Result<Box<RawValue>, Error> {
     raw(&json!({"ok": true, "resync": tables}))
 }
 
+/// The answer of a sync, at most `MAX_ANSWER_BYTES` where the checkpoint is the truth: a long one leaves out the copy of
+/// the state first, then the tables in which nothing changed, then the rest, and says how many.
 fn answer(call: &Call<'_>, outcome: &Outcome) -> Value {
+    let mut answer = whole_answer(call, outcome);
+    let is_too_long = |answer: &Value| answer.to_string().len() > MAX_ANSWER_BYTES;
+    if call.request.state.is_some() || !is_too_long(&answer) {
+        return answer;
+    }
+    answer["state"] = Value::Null;
+    let tables = answer["tables"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let all = tables.len();
+    let mut kept: Vec<Value> = tables.into_iter().filter(|table| table["rows"] != 0).collect();
+    let mut byte_count: usize = kept.iter().map(|table| table.to_string().len() + 1).sum();
+    while byte_count + 1_000 > MAX_ANSWER_BYTES {
+        byte_count -= kept.pop().map_or(byte_count, |table| table.to_string().len() + 1);
+    }
+    answer["tables_left_out"] = json!(all - kept.len());
+    answer["tables"] = Value::Array(kept);
+    answer
+}
+
+fn whole_answer(call: &Call<'_>, outcome: &Outcome) -> Value {
     json!({
         "has_more": outcome.has_more,
         "sync_id": call.sync_id,
         "failed": outcome.failed_count(),
         "state": outcome.state.to_value(),
-        "tables": outcome.reports.iter().map(crate::sync::Report::to_value).collect::<Vec<_>>(),
+        "tables": outcome.reports.iter().map(Report::to_value).collect::<Vec<_>>(),
     })
 }
 
 fn fivetran_answer(outcome: Outcome) -> Result<Box<RawValue>, Error> {
     // Fivetran has no place for a table's error: it is an error of the sync, or the table would stand still unseen.
-    if let Some(report) = outcome.reports.into_iter().find(|report| report.error.is_some()) {
-        return Err(report.error.expect("just found"));
+    if let Some(error) = outcome.reports.into_iter().find_map(|report| report.outcome.err()) {
+        return Err(error);
     }
     let tables: Vec<&Table> = outcome.tables.iter().map(Arc::as_ref).collect();
     outcome.inserts.into_answer(&outcome.state.to_value(), &tables, outcome.has_more)

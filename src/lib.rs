@@ -7,7 +7,7 @@
 //! | `handler` | one invocation: event in, answer or named error out |
 //! | `entry`, `request` | three foreign event shapes, one request |
 //! | `config`, `credentials`, `deadline`, `app` | what an invocation works with |
-//! | `sync`, `check` | the actions; `sync` is the straight line |
+//! | `sync`, `page`, `report`, `check` | the actions; `sync` is the straight line |
 //! | `source` | tunnel, TLS, session, catalog, COPY |
 //! | `cursor`, `plan`, `table`, `encode` | pure: the state, the SQL of a page, a table, PostgreSQL's values as JSON |
 //! | `sink` | batches, the checkpoint and its commit, manifests, Fivetran's answer |
@@ -35,7 +35,9 @@ pub mod error;
 mod handler;
 pub mod log;
 mod metrics;
+mod page;
 mod plan;
+mod report;
 mod request;
 mod sink;
 mod source;

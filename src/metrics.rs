@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
-use crate::sync::Outcome;
+use crate::report::{Outcome, TableDone};
 
 const NAMESPACE: &str = "BastionSync";
 
 /// Writes the line to standard output, where CloudWatch finds it.
 pub(crate) fn emit(outcome: &Outcome) {
-    let sum = |value: fn(&crate::sync::Report) -> u64| outcome.reports.iter().map(value).sum::<u64>();
+    let sum = |value: fn(&TableDone) -> u64| outcome.done().map(value).sum::<u64>();
     // Without any completed window there is no lag to tell: a 0 would look fresh, and a missing value raises the alarm.
-    let largest_lag = outcome.reports.iter().filter_map(|report| report.lag_seconds).reduce(f64::max);
+    let largest_lag = outcome.done().filter_map(|done| done.lag_seconds).reduce(f64::max);
     let unit = |name: &str, unit: &str| json!({"Name": name, "Unit": unit});
     let function = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
     let mut line = json!({
@@ -26,8 +26,8 @@ pub(crate) fn emit(outcome: &Outcome) {
             }],
         },
         "FunctionName": function,
-        "RowCount": sum(|report| report.rows),
-        "ByteCount": sum(|report| report.bytes),
+        "RowCount": sum(|done| done.rows),
+        "ByteCount": sum(|done| done.bytes),
         "FailedTableCount": outcome.failed_count(),
     });
     if let Some(lag) = largest_lag {

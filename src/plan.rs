@@ -22,14 +22,26 @@ pub(crate) struct Page<'a> {
 }
 
 /// Begins a page's transaction: read-only, one snapshot, the table locked against a rewrite before the snapshot is taken;
-/// gives the database's clock.
+/// gives the database's clock, and the oid and columns of what the name now means.
 pub(crate) fn begin(table: &Table) -> String {
-    let lock = if table.is_lockable {
-        format!("lock table {} in access share mode; ", table.name.to_sql())
-    } else {
+    let name = table.name.to_sql();
+    let lock =
+        if table.is_lockable { format!("lock table {name} in access share mode; ") } else { String::new() };
+    // A comparison of keys must find the operators that `order by` sorts with. `pg_catalog` stays first.
+    let schemas: String =
+        table.operator_schemas.iter().map(|schema| format!(", {}", quoted(schema))).collect();
+    let path = if schemas.is_empty() {
         String::new()
+    } else {
+        format!("set local search_path = pg_catalog{schemas}; ")
     };
-    format!("begin isolation level repeatable read read only; {lock}select now()")
+    format!(
+        "begin isolation level repeatable read read only; {path}{lock}\
+         select now(), c.oid, (select string_agg(attname || ' ' || atttypid, E'\\n' order by attnum) from pg_attribute \
+         where attrelid = c.oid and attnum > 0 and not attisdropped) \
+         from pg_class c where c.oid = '{}'::regclass",
+        name.replace('\'', "''")
+    )
 }
 
 impl Page<'_> {
@@ -179,6 +191,8 @@ mod tests {
             key: vec![0],
             cursor: 2,
             cursor_kind,
+            operator_schemas: Vec::new(),
+            fingerprint: String::new(),
             is_lockable: true,
             options: crate::config::TableOptions::default(),
         }

@@ -13,9 +13,9 @@ pub(crate) struct Request {
     pub(crate) tables: Option<Vec<TableName>>,
     pub(crate) limits: Limits,
     /// The caller's own state, untrusted; `None`: the checkpoint is the truth.
-    pub(crate) state: Option<Value>,
+    pub(crate) state: Option<Hidden>,
     /// Fivetran's `secrets`, which count only with `ALLOW_EVENT_SECRETS`.
-    pub(crate) secrets: Option<EventSecrets>,
+    pub(crate) secrets: Option<Hidden>,
 }
 
 /// Who called, and therefore which shape the answer has.
@@ -59,12 +59,12 @@ pub(crate) struct Limits {
     pub(crate) max_bytes: Option<u64>,
 }
 
-/// Secrets that came in an event; their `Debug` shows nothing.
+/// A value that may hold secrets or keys of rows; its `Debug` shows nothing.
 #[derive(Clone)]
-pub(crate) struct EventSecrets(pub(crate) Value);
+pub(crate) struct Hidden(pub(crate) Value);
 
-impl std::fmt::Debug for EventSecrets {
+impl std::fmt::Debug for Hidden {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("EventSecrets(hidden)")
+        f.write_str("Hidden")
     }
 }

@@ -21,6 +21,10 @@ pub(crate) struct Table {
     /// The cursor column: an index into `columns`.
     pub(crate) cursor: usize,
     pub(crate) cursor_kind: CursorKind,
+    /// Schemas other than `pg_catalog` where the key's types, and so their operators, live.
+    pub(crate) operator_schemas: Vec<String>,
+    /// All columns with their types' oids, a line each: binary COPY does not say what it sends.
+    pub(crate) fingerprint: String,
     /// `LOCK TABLE` wants SELECT on the whole table; a grant on single columns is not enough for it.
     pub(crate) is_lockable: bool,
     pub(crate) options: TableOptions,

@@ -7,6 +7,7 @@
 //! at the database's own clock as read when it began, so a value of the year 2999 cannot carry the position away.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,6 +17,9 @@ use crate::table_name::TableName;
 
 /// The version that this program writes; it reads no other.
 const VERSION: u32 = 1;
+
+/// One commit a second makes this in 300 years; beyond it object keys would no longer sort.
+const MAX_SEQ: u64 = 9_999_999_999;
 
 /// What the next run needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +59,8 @@ pub(crate) struct TableCursor {
     pub(crate) watermark: Option<String>,
 }
 
-/// Up to where a table was delivered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Up to where a table was delivered. Its `Debug` shows no value.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Position {
     /// In a backfill: the rows whose cursor column is null or infinite, in the order of the primary key.
@@ -73,11 +77,20 @@ pub(crate) enum Position {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct After {
     pub(crate) cursor: String,
     pub(crate) key: Vec<String>,
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unset { .. } => f.write_str("Unset"),
+            Self::Set { .. } => f.write_str("Set"),
+        }
+    }
 }
 
 impl Default for State {
@@ -109,10 +122,13 @@ impl State {
         }
         let state: Self =
             serde_json::from_value(value.clone()).map_err(|error| invalid(shape_problem(&error)))?;
-        match state.tables.keys().find(|name| !is_canonical(name)) {
-            Some(_) => Err(invalid("a key of the state's `tables` is not a table's name as we write it")),
-            None => Ok(state),
+        if !state.tables.keys().all(|name| is_canonical(name)) {
+            return Err(invalid("a key of the state's `tables` is not a table's name as we write it"));
         }
+        if state.tables.values().any(|cursor| cursor.seq > MAX_SEQ) {
+            return Err(invalid("a `seq` of the state is beyond any count of commits"));
+        }
+        Ok(state)
     }
 
     pub(crate) fn to_value(&self) -> Value {
@@ -130,6 +146,12 @@ impl TableCursor {
         // With a start time, rows without a finite cursor value are out of range.
         let position = if has_start { Position::Set { after: None } } else { Position::Unset { key: None } };
         Self { seq, oid, order, position, watermark: None }
+    }
+
+    /// Of a table that must be read again from its start: no table has this oid, so that the next sync begins anew and
+    /// goes on counting.
+    pub(crate) fn forgotten(seq: u64) -> Self {
+        Self::at_start(seq, 0, String::new(), false)
     }
 
     /// Whether the table has yet to be read to its end for the first time.
@@ -201,6 +223,7 @@ mod tests {
             (broken(&["version"], json!(2)), "version 2"),
             (broken(&["tables", "public.users", "seq"], json!("hunter2")), "expected u64"),
             (broken(&["tables", "public.users", "position"], json!({"phase": "hunter2"})), "not ours"),
+            (broken(&["tables", "public.users", "seq"], json!(u64::MAX)), "beyond any count"),
             (broken(&["tables", "public.users", "hunter2"], json!(1)), "not ours"),
             (
                 broken(&["tables", "hunter2; drop"], example()["tables"]["public.users"].clone()),

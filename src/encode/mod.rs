@@ -79,6 +79,11 @@ pub(crate) struct Unencodable {
 }
 
 impl Encoding {
+    /// Whether its JSON is a single string, number or boolean, whose text PostgreSQL reads back.
+    pub(crate) fn is_scalar(&self) -> bool {
+        !matches!(self, Self::Array(_) | Self::Composite(_) | Self::Hstore | Self::Json | Self::Jsonb)
+    }
+
     /// The encoding of the values of `ty`, and the cast that it needs.
     ///
     /// Where a type has no encoding of its own, PostgreSQL's text is asked for: of the whole value, or of each

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{clipped, invalid, limits, refuse_unknown, tables};
 use crate::error::Error;
-use crate::request::{Action, Door, Request};
+use crate::request::{Action, Door, Hidden, Request};
 
 pub(super) const EXAMPLE: &str =
     r#"send {"action":"sync"}, or {"action":"sync","tables":["public.users"],"limits":{"max_seconds":240}}"#;
@@ -46,10 +46,10 @@ fn action(event: &Map<String, Value>) -> Result<Action, Error> {
     }
 }
 
-fn state(event: &Map<String, Value>) -> Result<Option<Value>, Error> {
+fn state(event: &Map<String, Value>) -> Result<Option<Hidden>, Error> {
     match event.get("state") {
         None => Ok(None),
-        Some(state @ Value::Object(_)) => Ok(Some(state.clone())),
+        Some(state @ Value::Object(_)) => Ok(Some(Hidden(state.clone()))),
         Some(_) => Err(invalid("`state` is not an object")
             .with_hint("pass what the last answer held, {} at first, or leave it out to use the checkpoint")),
     }

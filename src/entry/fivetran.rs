@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::invalid;
 use crate::error::Error;
-use crate::request::{Action, Door, EventSecrets, Limits, Request};
+use crate::request::{Action, Door, Hidden, Limits, Request};
 
 pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
     if is_given(event, "bucket") || is_given(event, "file") {
@@ -22,8 +22,8 @@ pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
         action: if is_setup_test { Action::Check } else { Action::Sync },
         tables: None,
         limits: Limits::default(),
-        state: Some(state),
-        secrets: event.get("secrets").filter(|_| has_secrets(event)).cloned().map(EventSecrets),
+        state: Some(Hidden(state)),
+        secrets: event.get("secrets").filter(|_| has_secrets(event)).cloned().map(Hidden),
     })
 }
 

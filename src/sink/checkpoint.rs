@@ -1,6 +1,7 @@
 //! The checkpoint: the state in S3, moved by compare-and-swap. The swap is the commit; completing the uploads that it
 //! names is its redo, which the next run finishes if this one dies.
 
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ulid::Ulid;
@@ -15,6 +16,8 @@ pub(super) const KEY: &str = "_state/checkpoint.json";
 
 /// How often a swap is tried again after another run moved other tables.
 const SWAP_ATTEMPTS: usize = 8;
+
+const PUBLISHED_AT_ONCE: usize = 8;
 
 /// What one group of tables changes.
 #[derive(Debug, Clone)]
@@ -80,8 +83,8 @@ impl Checkpoint {
                 format!("{} is missing although {} has manifests", storage.uri(KEY), storage.uri("manifests/")),
             )
             .with_hint(
-                "restore it from the bucket's versions; or, to read everything again, choose another prefix in \
-                 OUTPUT_URI, or delete the manifests",
+"restore its newest version from the bucket's versions; or, to read everything again, choose another \
+                 prefix in OUTPUT_URI, or delete data/ and manifests/ below this one",
             ));
         }
         checkpoint.redo().await?;
@@ -120,19 +123,25 @@ impl Checkpoint {
     /// Completes what is pending. A table whose uploads are gone goes back to the cursor before, but keeps its number:
     /// some of its objects may be there under it.
     async fn redo(&mut self) -> Result<(), Error> {
-        for pending in std::mem::take(&mut self.pending) {
-            tracing::info!(table = pending.table, "finishing the commit of an earlier run");
-            if publish(&self.storage, &pending.publication).await? == Completion::Done {
+        let pending = std::mem::take(&mut self.pending);
+        if !pending.is_empty() {
+            tracing::info!(table_count = pending.len(), "finishing the commit of an earlier run");
+        }
+        let publications: Vec<&Publication> = pending.iter().map(|pending| &pending.publication).collect();
+        let completions = completions(&self.storage, &publications).await?;
+        let mut taken_back: Vec<&str> = Vec::new();
+        for (pending, completion) in pending.iter().zip(completions) {
+            // The first that is gone decides: what a later commit of the same table began with is gone, too.
+            if completion == Completion::Done || taken_back.contains(&pending.table.as_str()) {
                 continue;
             }
             tracing::warn!(table = pending.table, "uploads of an earlier run are gone, reading them again");
-            let seq = pending.publication.manifest.seq;
-            match (self.state.tables.get_mut(&pending.table), pending.before) {
-                (Some(cursor), Some(before)) => *cursor = TableCursor { seq, ..before },
-                (Some(cursor), None) => {
-                    *cursor = TableCursor::at_start(seq, cursor.oid, cursor.order.clone(), false);
-                }
-                (None, _) => {}
+            taken_back.push(&pending.table);
+            if let Some(cursor) = self.state.tables.get_mut(&pending.table) {
+                *cursor = match &pending.before {
+                    Some(before) => TableCursor { seq: cursor.seq, ..before.clone() },
+                    None => TableCursor::forgotten(cursor.seq),
+                };
             }
         }
         Ok(())
@@ -162,7 +171,7 @@ impl Checkpoint {
             if self.put(state, pending.collect()).await? {
                 return Ok(());
             }
-            self.merge(changes).await?;
+            self.merge(database, changes).await?;
         }
         Err(conflict("the checkpoint was moved by other runs again and again"))
     }
@@ -175,16 +184,9 @@ impl Checkpoint {
         if self.pending.is_empty() {
             return Ok(());
         }
-        for pending in &self.pending {
-            if publish(&self.storage, &pending.publication).await? == Completion::Gone {
-                // Only a lifecycle rule or a person removes an upload that was just made.
-                return Err(Error::new(
-                    Kind::StorageUnavailable,
-                    "an upload vanished before it was completed",
-                )
-                .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?"));
-            }
-        }
+        let publications: Vec<&Publication> =
+            self.pending.iter().map(|pending| &pending.publication).collect();
+        publish_all(&self.storage, &publications).await?;
         // Another run that swapped meanwhile has completed it, too, and took it out.
         self.put(self.state.clone(), Vec::new()).await?;
         self.pending.clear();
@@ -192,8 +194,11 @@ impl Checkpoint {
     }
 
     /// Takes over what another run committed, if it moved none of our tables.
-    async fn merge(&mut self, changes: &[Change]) -> Result<(), Error> {
+    async fn merge(&mut self, database: Option<&DatabaseId>, changes: &[Change]) -> Result<(), Error> {
         let current = Self::load(&self.storage).await?;
+        if current.state.database.is_some() && current.state.database.as_ref() != database {
+            return Err(conflict("another run has written the state of another database meanwhile"));
+        }
         let has_moved = |change: &&Change| {
             current.state.tables.get(&change.table) != self.state.tables.get(&change.table)
         };
@@ -248,7 +253,7 @@ impl Checkpoint {
             changes.push(Change {
                 table: table.clone(),
                 before: Some(cursor.clone()),
-                after: TableCursor::at_start(cursor.seq, 0, String::new(), false),
+                after: TableCursor::forgotten(cursor.seq),
                 publication: None,
             });
         }
@@ -257,9 +262,29 @@ impl Checkpoint {
     }
 }
 
+/// Makes commits visible.
+///
+/// # Errors
+/// `StorageDenied`, `StorageUnavailable`; the latter also where an upload is gone.
+pub(super) async fn publish_all(storage: &Storage, publications: &[&Publication]) -> Result<(), Error> {
+    if completions(storage, publications).await?.contains(&Completion::Gone) {
+        // Only a lifecycle rule or a person removes an upload that was just made.
+        return Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed")
+            .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?"));
+    }
+    Ok(())
+}
+
+/// Publishes some at a time; what became of each, in their order.
+async fn completions(storage: &Storage, publications: &[&Publication]) -> Result<Vec<Completion>, Error> {
+    let publishing: Vec<_> =
+        publications.iter().map(|publication| publish(storage, publication).boxed()).collect();
+    stream::iter(publishing).buffered(PUBLISHED_AT_ONCE).try_collect().await
+}
+
 /// Makes the objects of a commit visible, then its schema and manifest: a manifest names complete objects only.
 /// Idempotent.
-pub(crate) async fn publish(storage: &Storage, publication: &Publication) -> Result<Completion, Error> {
+async fn publish(storage: &Storage, publication: &Publication) -> Result<Completion, Error> {
     for batch in &publication.batches {
         if storage.complete(&batch.upload, &batch.parts).await? == Completion::Gone {
             return Ok(Completion::Gone);
@@ -274,6 +299,7 @@ pub(crate) async fn publish(storage: &Storage, publication: &Publication) -> Res
 }
 
 fn conflict(context: impl Into<String>) -> Error {
-    Error::new(Kind::CheckpointConflict, context)
-        .with_hint("nothing of this run was published; the next run goes on from the other's cursor")
+    Error::new(Kind::CheckpointConflict, context).with_hint(
+        "nothing of this group of tables was published; the next run goes on from the other's cursor",
+    )
 }

@@ -13,9 +13,22 @@ use crate::table_name::TableName;
 const MAX_ROW_BYTES: usize = 5_500_000;
 
 /// Rows as they will be sent, by Fivetran's name of their table.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Inserts {
     tables: BTreeMap<String, Vec<u8>>,
+    byte_count: usize,
+}
+
+impl std::fmt::Debug for Inserts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inserts({} bytes)", self.byte_count)
+    }
+}
+
+/// Where a table's rows stood.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    table_bytes: usize,
     byte_count: usize,
 }
 
@@ -37,11 +50,17 @@ impl Inserts {
         self.byte_count += rows.len();
     }
 
-    /// Takes back the rows of a table whose read failed.
-    pub(crate) fn discard(&mut self, table: &TableName) {
-        if let Some(rows) = self.tables.remove(&name(table)) {
-            self.byte_count = self.byte_count.saturating_sub(rows.len());
+    pub(crate) fn mark(&self, table: &TableName) -> Mark {
+        Mark { table_bytes: self.tables.get(&name(table)).map_or(0, Vec::len), byte_count: self.byte_count }
+    }
+
+    /// Takes back what a table's failed read has written since the mark.
+    pub(crate) fn rewind(&mut self, table: &TableName, mark: Mark) {
+        if let Some(rows) = self.tables.get_mut(&name(table)) {
+            rows.truncate(mark.table_bytes);
         }
+        self.tables.retain(|_, rows| !rows.is_empty());
+        self.byte_count = mark.byte_count;
     }
 
     /// The answer; `schema` stands in every one, in empty ones too.
@@ -143,8 +162,11 @@ mod tests {
         let mut inserts = Inserts::default();
         inserts.write(&table("users"), b"{\"id\":1}\n{\"id\":2}\n");
         inserts.write(&table("sales.orders"), b"{\"id\":3}\n");
+        let (users, gone) = (inserts.mark(&table("users")), inserts.mark(&table("gone")));
         inserts.write(&table("gone"), b"{\"id\":4}\n");
-        inserts.discard(&table("gone"));
+        inserts.rewind(&table("gone"), gone);
+        inserts.write(&table("users"), b"{\"id\":5}\n");
+        inserts.rewind(&table("users"), users);
         let answer = inserts.into_answer(&json!({"version": 1}), &[], true).expect("an answer");
         let answer: Value = serde_json::from_str(answer.get()).expect("JSON");
         assert_eq!(

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{self, Change, Checkpoint};
-use super::storage::{Completion, Storage};
+use super::checkpoint::{self, Change, Checkpoint, Publication};
+use super::storage::Storage;
 use crate::config::OnNewDatabase;
 use crate::cursor::{DatabaseId, State, TableCursor};
 use crate::error::{Error, Kind};
@@ -12,6 +12,8 @@ use crate::table_name::TableName;
 /// A long run commits in between, so that a crash costs little.
 const GROUP_AGE: Duration = Duration::from_secs(60);
 const GROUP_BYTES: u64 = 1 << 30;
+/// What a redo completes must fit into a short run.
+const GROUP_TABLES: usize = 50;
 
 /// The cursors of this run.
 #[derive(Debug)]
@@ -103,7 +105,7 @@ impl Ledger {
             OnNewDatabase::Resync => {
                 tracing::warn!("the database is another one, reading everything again");
                 for (table, before) in self.state.tables.clone() {
-                    let after = TableCursor::at_start(before.seq, 0, String::new(), false);
+                    let after = TableCursor::forgotten(before.seq);
                     self.state.tables.insert(table.clone(), after.clone());
                     self.staged.push(Change { table, before: Some(before), after, publication: None });
                 }
@@ -120,7 +122,9 @@ impl Ledger {
 
     /// Whether the group, with `open_bytes` not yet staged, is old or large enough to be committed in between.
     pub(crate) fn is_group_due(&self, open_bytes: u64) -> bool {
-        self.group_began.elapsed() >= GROUP_AGE || self.group_bytes + open_bytes >= GROUP_BYTES
+        self.group_began.elapsed() >= GROUP_AGE
+            || self.group_bytes + open_bytes >= GROUP_BYTES
+            || self.staged.len() >= GROUP_TABLES
     }
 
     /// Commits the group: from here on its cursors are the truth, and its objects visible.
@@ -139,24 +143,22 @@ impl Ledger {
                     abort(checkpoint.storage(), &changes).await;
                     return Err(error);
                 }
-                checkpoint.publish().await?;
+                self.state.tables.extend(changes.into_iter().map(|change| (change.table, change.after)));
+                checkpoint.publish().await
             }
-            Keeper::Caller(Some(storage)) => {
-                for publication in changes.iter().filter_map(|change| change.publication.as_ref()) {
-                    if checkpoint::publish(storage, publication).await? == Completion::Gone {
-                        return Err(Error::new(
-                            Kind::StorageUnavailable,
-                            "an upload vanished before it was completed",
-                        ));
+            Keeper::Caller(storage) => {
+                if let Some(storage) = storage {
+                    let publications: Vec<&Publication> =
+                        changes.iter().filter_map(|change| change.publication.as_ref()).collect();
+                    if let Err(error) = checkpoint::publish_all(storage, &publications).await {
+                        abort(storage, &changes).await;
+                        return Err(error);
                     }
                 }
+                self.state.tables.extend(changes.into_iter().map(|change| (change.table, change.after)));
+                Ok(())
             }
-            Keeper::Caller(None) => {}
         }
-        for change in changes {
-            self.state.tables.insert(change.table, change.after);
-        }
-        Ok(())
     }
 
     /// Gives up what is staged and not committed.

@@ -5,5 +5,6 @@ pub(crate) mod checkpoint;
 pub(crate) mod fivetran;
 pub(crate) mod ledger;
 pub(crate) mod manifest;
+pub(crate) mod output;
 pub(crate) mod storage;
 pub(crate) mod table_writer;

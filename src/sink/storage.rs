@@ -238,7 +238,7 @@ impl Storage {
                 let fault = Fault::of(&error);
                 if self.holds(upload).await? {
                     Ok(Completion::Done)
-                } else if fault.code() == "NoSuchUpload" {
+                } else if matches!(fault.code(), "NoSuchUpload" | "InvalidPart") {
                     Ok(Completion::Gone)
                 } else {
                     Err(self.error(&upload.key, fault))

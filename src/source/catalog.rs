@@ -39,7 +39,8 @@ pub(crate) async fn find_tables(
             continue;
         }
         let name = relation.name.clone();
-        match table(session, config, relation, options, deadline).await {
+        let is_named = rules.outright().any(|name| name == relation.name);
+        match table(session, config, relation, options, is_named, deadline).await {
             Err(error) if !is_outright && error.kind().is_of_table() => {
                 tracing::warn!(table = %name, error_type = error.kind().name(), error = %error, "table skipped");
             }
@@ -76,6 +77,8 @@ struct CatalogColumn {
     literal_type: String,
     nullable: bool,
     key_position: Option<i32>,
+    /// Of a domain: its base type's.
+    type_schema: String,
 }
 
 impl Relation {
@@ -103,7 +106,9 @@ async fn relations(
             "select n.nspname::text, c.relname::text, c.oid, c.relkind::text, c.relispartition, \
                     has_table_privilege(c.oid, 'select'), a.attname::text, a.atttypid, \
                     format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), not a.attnotnull, \
-                    array_position(i.indkey::int2[], a.attnum) \
+                    array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum), \
+                    (select n.nspname::text from pg_type t left join pg_type b on b.oid = t.typbasetype \
+                       join pg_namespace n on n.oid = coalesce(b.typnamespace, t.typnamespace) where t.oid = a.atttypid) \
              from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace \
              join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
@@ -138,6 +143,7 @@ async fn relations(
                 literal_type: row.get(9),
                 nullable: row.get(10),
                 key_position: row.get(11),
+                type_schema: row.get(12),
             });
         }
     }
@@ -149,6 +155,7 @@ async fn table(
     config: &Config,
     relation: Relation,
     options: &TableOptions,
+    is_named: bool,
     deadline: Deadline,
 ) -> Result<Table, Error> {
     let name = relation.name.clone();
@@ -161,11 +168,16 @@ async fn table(
     }
     let kept: Vec<&CatalogColumn> =
         relation.columns.iter().filter(|column| !options.exclude.contains(&column.name)).collect();
-    check_names(config, &relation, options, &kept)?;
+    check_names(config, &relation, options, is_named, &kept)?;
     let key = key(&name, &kept)?;
     let cursor = cursor(&name, &kept, options.cursor_columns.as_ref().unwrap_or(&config.cursor_columns))?;
     let types = types(session, &name, &kept, deadline).await?;
     let cursor_kind = cursor_kind(&name, kept[cursor], &types[cursor])?;
+    let mut operator_schemas: Vec<String> = key.iter().map(|i| kept[*i].type_schema.clone()).collect();
+    operator_schemas.retain(|schema| schema != "pg_catalog");
+    operator_schemas.dedup();
+    let fingerprint = relation.columns.iter().map(|column| format!("{} {}", column.name, column.type_oid));
+    let fingerprint = fingerprint.collect::<Vec<_>>().join("\n");
     let columns = kept.iter().zip(&types).map(|(column, ty)| {
         let (cast, encoding) = Encoding::select(ty);
         Column {
@@ -177,9 +189,19 @@ async fn table(
             encoding,
         }
     });
+    let columns: Vec<Column> = columns.collect();
+    if let Some(i) = key.iter().find(|i| !columns[**i].encoding.is_scalar()) {
+        let column = &columns[*i];
+        let context =
+            format!("column {} of the primary key of {name} is of type {}", column.name, column.type_name);
+        return Err(Error::new(Kind::SchemaChanged, context)
+            .with_hint("a table cannot be read in the order of such a key; leave the table out"));
+    }
     Ok(Table {
         oid: relation.oid,
-        columns: columns.collect(),
+        columns,
+        operator_schemas,
+        fingerprint,
         key,
         cursor,
         cursor_kind,
@@ -193,11 +215,13 @@ fn check_names(
     config: &Config,
     relation: &Relation,
     options: &TableOptions,
+    is_named: bool,
     kept: &[&CatalogColumn],
 ) -> Result<(), Error> {
     let name = &relation.name;
     let has = |column: &String| relation.columns.iter().any(|known| known.name == *column);
-    if let Some(unknown) = options.exclude.iter().find(|column| !has(column)) {
+    // Under a pattern a column is left out wherever it is.
+    if let Some(unknown) = options.exclude.iter().find(|column| is_named && !has(column)) {
         let context = format!("table {name} has no column {unknown}, which `exclude` names");
         return Err(Error::new(Kind::InvalidConfig, context));
     }

@@ -36,7 +36,7 @@ impl<'a> Copy<'a> {
     pub(crate) async fn start(session: &'a Session, query: &str, deadline: Deadline) -> Result<Self, Error> {
         let limit = session.statement_limit(deadline);
         let sql = format!("copy ({query}) to stdout (format binary)");
-        let stream = timeout(limit, session.client().copy_out(sql.as_str())).await;
+        let stream = timeout(limit, session.client()?.copy_out(sql.as_str())).await;
         let stream = stream.map_err(|_| stalled(limit))?.map_err(|error| session.error(&error))?;
         Ok(Self { session, stream: Box::pin(stream), is_header_read: false, limit })
     }

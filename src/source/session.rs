@@ -22,6 +22,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Beside the rows' own bound, room for a frame's other fields and for long catalog answers.
 const FRAME_ALLOWANCE_BYTES: usize = 1 << 20;
@@ -40,14 +41,15 @@ pub(crate) struct Session {
     application_name: String,
     bounds: Bounds,
     tunnel: Option<Tunnel>,
-    connection: Connection,
+    /// `None` after it was lost, or cut in the middle of a COPY.
+    connection: Option<Connection>,
     pub(crate) database_id: DatabaseId,
 }
 
 /// A client and the task that drives it, which ends with it.
 struct Connection {
     client: Client,
-    driver: JoinHandle<()>,
+    driver: Driver,
     /// What stopped the driver, before the client hears only that the connection is closed.
     refused: Arc<OnceLock<Refused>>,
     end: End,
@@ -59,9 +61,12 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-impl Drop for Connection {
+/// The task of a connection, which ends with it.
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.0.abort();
     }
 }
 
@@ -81,32 +86,47 @@ impl Session {
             None => None,
         };
         let application_name = format!("bastion-sync/{sync_id}");
-        let (connection, database_id) =
-            Connection::open(tunnel.as_ref(), &credentials.database, &application_name, bounds, deadline)
-                .await?;
-        Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id })
+        let database = &credentials.database;
+        match Connection::open(tunnel.as_ref(), database, &application_name, bounds, deadline).await {
+            Ok((connection, database_id)) => {
+                let connection = Some(connection);
+                Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id })
+            }
+            Err(error) => {
+                if let Some(tunnel) = tunnel {
+                    tunnel.close().await;
+                }
+                Err(error)
+            }
+        }
     }
 
-    /// Replaces a connection that was lost, or left in the middle of a COPY, by a new one through the same tunnel.
+    /// Makes sure of a connection: a new one, through the same tunnel, where the last was lost or given up.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub(crate) async fn reopen(&mut self, deadline: Deadline) -> Result<(), Error> {
+    pub(crate) async fn ensure_open(&mut self, deadline: Deadline) -> Result<(), Error> {
+        if self.connection.as_ref().is_some_and(|connection| !connection.driver.0.is_finished()) {
+            return Ok(());
+        }
+        self.connection = None;
         let database = &self.credentials.database;
         let (connection, _) =
             Connection::open(self.tunnel.as_ref(), database, &self.application_name, self.bounds, deadline)
                 .await?;
-        self.connection = connection;
+        self.connection = Some(connection);
         Ok(())
     }
 
-    /// Whether the connection can no longer be used.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.connection.client.is_closed() || self.connection.driver.is_finished()
+    /// Gives the connection up at once: in the middle of a COPY it would drain all that the server still sends, and hold
+    /// its lock for as long.
+    pub(crate) fn give_up(&mut self) {
+        self.connection = None;
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.connection.client
+    pub(super) fn client(&self) -> Result<&Client, Error> {
+        let connection = self.connection.as_ref().map(|connection| &connection.client);
+        connection.ok_or_else(|| Error::new(Kind::Internal, "the connection was given up"))
     }
 
     /// How long any one statement may take.
@@ -120,7 +140,7 @@ impl Session {
     /// As [`Self::error`].
     pub(crate) async fn run(&self, sql: &str, deadline: Deadline) -> Result<Option<SimpleQueryRow>, Error> {
         let limit = self.statement_limit(deadline);
-        let outcome = timeout(limit, self.client().simple_query(sql)).await;
+        let outcome = timeout(limit, self.client()?.simple_query(sql)).await;
         let messages = outcome.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))?;
         Ok(messages.into_iter().rev().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
@@ -139,7 +159,7 @@ impl Session {
         deadline: Deadline,
     ) -> Result<Vec<tokio_postgres::Row>, Error> {
         let limit = self.statement_limit(deadline);
-        let outcome = timeout(limit, self.client().query_typed(sql, parameters)).await;
+        let outcome = timeout(limit, self.client()?.query_typed(sql, parameters)).await;
         outcome.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))
     }
 
@@ -149,7 +169,7 @@ impl Session {
     /// As [`Self::error`].
     pub(super) async fn column_types(&self, sql: &str, deadline: Deadline) -> Result<Vec<Type>, Error> {
         let limit = self.statement_limit(deadline);
-        let statement = timeout(limit, self.client().prepare(sql)).await;
+        let statement = timeout(limit, self.client()?.prepare(sql)).await;
         let statement = statement.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))?;
         Ok(statement.columns().iter().map(|column| column.type_().clone()).collect())
     }
@@ -160,10 +180,11 @@ impl Session {
         if let Some(fault) = error.as_db_error() {
             return database_error(fault);
         }
-        match self.connection.refused.get() {
+        match self.connection.as_ref().and_then(|connection| connection.refused.get()) {
             Some(refused) => refused_error(*refused),
             None => {
-                let cause = self.connection.end.cause().unwrap_or_else(|| error.to_string());
+                let end = self.connection.as_ref().and_then(|connection| connection.end.cause());
+                let cause = end.unwrap_or_else(|| error.to_string());
                 Error::new(Kind::TunnelLost, format!("the connection to the database was lost: {cause}"))
             }
         }
@@ -171,7 +192,9 @@ impl Session {
 
     /// Closes connection and tunnel in order, so that the server and the bastion see an end and not a silence.
     pub(crate) async fn close(self) {
-        drop(self.connection);
+        if let Some(connection) = self.connection {
+            connection.close().await;
+        }
         if let Some(tunnel) = self.tunnel {
             tunnel.close().await;
         }
@@ -211,18 +234,27 @@ impl Connection {
         Ok((connection, id))
     }
 
+    /// Lets the driver say goodbye, and waits a little for it.
+    async fn close(self) {
+        let Self { client, mut driver, .. } = self;
+        drop(client);
+        let _ = timeout(CLOSE_TIMEOUT, &mut driver.0).await;
+    }
+
     /// Sets the session's bounds and asks which database this is. Both are sent at once.
     async fn prepare(&self, bounds: Bounds, limit: Duration) -> Result<DatabaseId, Error> {
         let settings = settings(bounds);
         let asked = timeout(limit, async {
             tokio::join!(
                 self.client.simple_query(&settings),
+                // A backend that sorts does not notice that we have gone, unless it looks. Not every platform can.
+                self.client.simple_query("set client_connection_check_interval = '5s'"),
                 self.client
                     .simple_query("select oid, datname from pg_database where datname = current_database()"),
                 self.client.simple_query("select system_identifier from pg_control_system()"),
             )
         });
-        let (settings, database, system) = asked.await.map_err(|_| silent(limit))?;
+        let (settings, _, database, system) = asked.await.map_err(|_| silent(limit))?;
         settings.map_err(|error| login_error(&error))?;
         let database = first_row(&database.map_err(|error| login_error(&error))?);
         // Refused on some managed services; then the database's name and oid must do.
@@ -280,7 +312,7 @@ async fn login(
     let (client, connection) =
         config.connect_raw(guard, Negotiated).await.map_err(|error| login_error(&error))?;
     let refused = Arc::new(OnceLock::new());
-    let driver = tokio::spawn(drive(connection, Arc::clone(&refused)));
+    let driver = Driver(tokio::spawn(drive(connection, Arc::clone(&refused))));
     Ok(Connection { client, driver, refused, end: tunnel.map(Tunnel::end).unwrap_or_default() })
 }
 
@@ -343,7 +375,15 @@ fn database_error(fault: &tokio_postgres::error::DbError) -> Error {
              user that bypasses it",
         );
     }
+    if [SqlState::CHARACTER_NOT_IN_REPERTOIRE, SqlState::UNTRANSLATABLE_CHARACTER].contains(code) {
+        return error(Kind::UnencodableValue)
+            .with_hint("a text of the table is not valid in its own encoding, or in UTF-8");
+    }
     match &code.code()[..2] {
+        // Our queries hold no values but those of the state's positions.
+        "22" => {
+            error(Kind::CursorInvalid).with_hint("the state's position does not fit the table: resync it")
+        }
         "28" => error(Kind::DatabaseAuthFailed).with_hint("check db_user, db_password and pg_hba.conf"),
         "3D" => error(Kind::DatabaseAuthFailed).with_hint("check db_name"),
         "3F" | "42" => error(Kind::SchemaChanged),

@@ -25,6 +25,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A half-open connection is noticed after (3 + 1) × 7 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(7);
 
+const INACTIVITY_TIMEOUT: Duration = Duration::from_secs(40);
+
 /// What may be under way to us unread. With latency the rate is about window / (2 × RTT); more than 8 MiB slows a fast
 /// link down.
 const WINDOW_BYTES: u32 = 8 << 20;
@@ -44,15 +46,31 @@ impl std::fmt::Debug for Tunnel {
 /// Why the session ended: a dropped transport reads as a clean end of stream on its channels, so the cause reaches us
 /// only here.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct End(Arc<Mutex<Option<String>>>);
+pub(crate) struct End(Arc<Mutex<Option<Cause>>>);
+
+#[derive(Debug, Clone)]
+struct Cause {
+    text: String,
+    /// The bastion has said that it ends the session.
+    is_by_bastion: bool,
+}
 
 impl End {
-    fn set(&self, cause: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+    fn set(&self, text: String, is_by_bastion: bool) {
+        let mut cause = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cause.get_or_insert(Cause { text, is_by_bastion });
+    }
+
+    fn get(&self) -> Option<Cause> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn cause(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.get().map(|cause| cause.text)
+    }
+
+    fn is_by_bastion(&self) -> bool {
+        self.get().is_some_and(|cause| cause.is_by_bastion)
     }
 }
 
@@ -70,8 +88,13 @@ impl Tunnel {
             }
             outcome => outcome?,
         };
-        tunnel.authenticate(bastion, deadline).await?;
-        Ok(tunnel)
+        match tunnel.authenticate(bastion, deadline).await {
+            Ok(()) => Ok(tunnel),
+            Err(error) => {
+                tunnel.close().await;
+                Err(error)
+            }
+        }
     }
 
     async fn connect(bastion: &Bastion, deadline: Deadline) -> Result<Self, Error> {
@@ -126,8 +149,8 @@ impl Tunnel {
             Ok(AuthResult::Failure { .. }) => {
                 Err(Error::new(Kind::BastionAuthFailed, format!("{place} refused the key")).with_hint(hint))
             }
-            // A server that has had enough of failed logins hangs up instead of answering.
-            Err(error) if error.kind() == Kind::BastionUnreachable => {
+            // A server that has had enough of failed logins hangs up, and says so, instead of answering.
+            Err(error) if self.end.is_by_bastion() => {
                 Err(Error::new(Kind::BastionAuthFailed, format!("{place} hung up during authentication"))
                     .with_source(error)
                     .with_hint(hint))
@@ -209,6 +232,8 @@ fn config(bastion: &Bastion) -> client::Config {
         maximum_packet_size: 32 << 10,
         keepalive_interval: Some(KEEPALIVE_INTERVAL),
         keepalive_max: 3,
+        // Before the login there are no keepalives; replies to those reset this clock.
+        inactivity_timeout: Some(INACTIVITY_TIMEOUT),
         preferred: Preferred {
             kex: Cow::Borrowed(KEX),
             key: Cow::Owned(host_key_algorithms(bastion)),
@@ -315,11 +340,11 @@ impl client::Handler for Client {
     async fn disconnected(&mut self, reason: DisconnectReason<Error>) -> Result<(), Error> {
         match reason {
             DisconnectReason::ReceivedDisconnect(info) => {
-                self.end.set(format!("the bastion disconnected ({:?})", info.reason_code));
+                self.end.set(format!("the bastion disconnected ({:?})", info.reason_code), true);
                 Ok(())
             }
             DisconnectReason::Error(error) => {
-                self.end.set(error.to_string());
+                self.end.set(error.to_string(), false);
                 Err(error)
             }
         }

@@ -80,6 +80,38 @@ async fn fivetran_gets_rows_in_pages_under_its_limit_until_the_end() {
 }
 
 #[tokio::test]
+async fn a_table_that_fails_is_fivetrans_error_and_never_a_gap() {
+    let case = Case::with_users("fivetran_fails", 3).await;
+    case.run("create table broken (id int primary key, modified_at timestamptz); insert into broken values (1, now())").await;
+    case.run(&format!("revoke all on broken from {}", case.database.user)).await;
+    let function = case.function(&[]).await;
+    assert_eq!(invoke(&function, &event("fivetran-sync.json")).await.error().error_type, "PermissionDenied");
+    case.run(&format!("grant select on broken to {}", case.database.user)).await;
+    let answer = invoke(&function, &event("fivetran-sync.json")).await.answer();
+    assert_eq!(answer["insert"]["sample_users"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_row_that_fits_the_next_answer_waits_for_it() {
+    let case = Case::with_users("fivetran_large_row", 0).await;
+    // 21,000 small rows fill some of the first answer, and two large ones do not fit beside them.
+    case.run("insert into sample_users select i::text, repeat('x', 150), '2026-01-01Z' from generate_series(1, 21000) i").await;
+    case.run("insert into sample_users select 'l' || i, repeat('y', 3000000), '2026-01-02Z' from generate_series(1, 2) i").await;
+    let function = case.function(&[]).await;
+    let mut request = event("fivetran-sync.json");
+    let mut counts = Vec::new();
+    loop {
+        let answer = invoke(&function, &request).await.answer();
+        counts.push(answer["insert"]["sample_users"].as_array().map_or(0, Vec::len));
+        request["state"] = answer["state"].clone();
+        if answer["hasMore"] == false {
+            break;
+        }
+    }
+    assert_eq!(counts, [21_000, 1, 1]);
+}
+
+#[tokio::test]
 async fn fivetran_setup_test_leaves_the_state_as_it_is() {
     let case = Case::with_users("setup_test", 3).await;
     let function = case.function(&[]).await;

@@ -182,6 +182,69 @@ async fn partitioned_tables_are_read_through_their_root() {
 }
 
 #[tokio::test]
+async fn a_primary_key_that_includes_other_columns_is_still_the_key() {
+    let case = Case::new("include").await;
+    case.run("create table t (id int, extra text, modified_at timestamptz, primary key (id) include (extra)); insert into t values (1, null, now())").await;
+    let answer = invoke(&case.function(&[]).await, &json!({"action": "check"})).await.answer();
+    assert_eq!(answer["tables"][0]["primary_key"], json!(["id"]));
+}
+
+#[tokio::test]
+async fn keys_of_extension_types_are_paged_in_their_own_order() {
+    let case = Case::new("extension_keys").await;
+    case.run("create schema ext; create extension citext schema ext; create extension ltree schema public")
+        .await;
+    case.run(&format!("grant usage on schema ext to {}", case.database.user)).await;
+    case.run("create table c (id ext.citext primary key, modified_at timestamptz); insert into c select v, '2026-01-01Z' from unnest(array['a','B','c','D','e','F']) v").await;
+    case.run("create table l (id ltree primary key, modified_at timestamptz); insert into l select ('a.' || i)::ltree, '2026-01-01Z' from generate_series(1, 6) i").await;
+    let function = case.function(&[]).await;
+    let mut rows = 0;
+    for _ in 0..20 {
+        let answer = invoke(&function, &json!({"limits": {"max_rows": 2}})).await.answer();
+        assert_eq!(answer["failed"], 0, "{answer}");
+        rows += answer["tables"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|table| table["rows"].as_u64().unwrap())
+            .sum::<u64>();
+        if answer["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!((rows, case.newest("public.c", "id").len(), case.newest("public.l", "id").len()), (12, 6, 6));
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_paged_are_refused_before_a_row_is_read() {
+    let case = Case::new("array_key").await;
+    case.run(
+        "create table t (id int[] primary key, modified_at timestamptz); insert into t values ('{1}', now())",
+    )
+    .await;
+    let error = invoke(&case.function(&[("TABLES", "t")]).await, &json!({})).await.error();
+    assert_eq!(error.error_type, "SchemaChanged");
+    assert!(error.message.contains("column id of the primary key"), "{}", error.message);
+    case.assert_nothing_is_written();
+}
+
+#[tokio::test]
+async fn a_locked_table_is_reported_and_the_others_go_on() {
+    let case = Case::with_users("locked", 3).await;
+    case.run("create table locked (id int primary key, modified_at timestamptz); insert into locked values (1, now())").await;
+    let function = case.function(&[]).await;
+    let mut admin = case.database.admin().await;
+    let lock = admin.transaction().await.unwrap();
+    lock.batch_execute("lock table locked in access exclusive mode").await.unwrap();
+    let answer = sync(&function).await;
+    assert_eq!(table(&answer, "public.locked")["error"]["type"], "DatabaseUnavailable", "{answer}");
+    assert_eq!(table(&answer, "public.sample_users")["rows"], 3);
+    lock.rollback().await.unwrap();
+    let answer = sync(&function).await;
+    assert_eq!((&answer["failed"], &table(&answer, "public.locked")["rows"]), (&json!(0), &json!(1)));
+}
+
+#[tokio::test]
 async fn unusual_names_come_through_exactly() {
     let case = Case::new("names").await;
     case.run(r#"create schema "Weird Sch"; create table "Weird Sch"."Tab.le/""x""" ("Id é" int primary key, "a""b" text, modified_at timestamptz default now())"#).await;
@@ -259,12 +322,14 @@ async fn the_configuration_document_excludes_columns_and_tables_and_sets_a_start
     let case = Case::with_users("document", 0).await;
     case.run("alter table sample_users add card_no text; create table audit_log (id int primary key, modified_at timestamptz)").await;
     case.run("insert into sample_users values ('old', 'x', '2019-01-01', '4711'), ('new', 'y', '2026-01-01', '4712')").await;
+    case.run("create table plain (id int primary key, modified_at timestamptz); insert into plain values (1, '2026-01-01')").await;
+    // Under a pattern a column is left out wherever it is.
     let document = json!({"tables": {"public.*": {"exclude": ["card_no"], "start": "2024-01-01T00:00:00Z"}, "public.audit_*": false}});
     let path = case.stack.s3.root.join("bastion-sync").join(format!("{}.json", case.prefix));
     std::fs::write(path, document.to_string()).unwrap();
     let uri = format!("s3://bastion-sync/{}.json", case.prefix);
     let answer = sync(&case.function(&[("TABLES", ""), ("CONFIG_URI", &uri)]).await).await;
-    assert_eq!(answer["tables"].as_array().unwrap().len(), 1);
+    assert_eq!((answer["tables"].as_array().unwrap().len(), &answer["failed"]), (2, &json!(0)));
     let rows = case.rows("public.sample_users");
     assert_eq!((rows.len(), &rows[0]["id"], rows[0].get("card_no")), (1, &json!("new"), None));
     assert_eq!(case.manifests()[0]["config_hash"].as_str().unwrap().len(), 64);

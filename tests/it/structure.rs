@@ -57,6 +57,7 @@ fn modules_depend_downwards_only() {
         &["handler"],
         &["metrics", "log"],
         &["sync", "check"],
+        &["page", "report"],
         &["app"],
         &["source", "credentials", "sink", "entry"],
         &["plan", "cursor"],

@@ -1,0 +1,255 @@
+//! One page: its rows out of COPY, through the encoder, into the output; and the position after it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use crate::cursor::{After, Position};
+use crate::deadline::Deadline;
+use crate::encode::{Encoding, RowEncoder, RowError};
+use crate::error::{Error, Kind};
+use crate::plan::Page;
+use crate::sink::output::Output;
+use crate::source::copy::Copy;
+use crate::source::session::Session;
+use crate::table::Table;
+use crate::text::hex;
+
+/// Rows are handed on in pieces of this size.
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// Where the reading of a page must stop.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) deadline: Deadline,
+    /// The transaction's own end.
+    pub(crate) ends: Instant,
+    /// Of NDJSON; the row that reaches it is still taken.
+    pub(crate) max_bytes: u64,
+    /// Of one row as JSON.
+    pub(crate) max_row_bytes: usize,
+    /// Whether the output has no row of this run yet, so that a row that does not fit will never fit.
+    pub(crate) is_output_empty: bool,
+}
+
+/// What was read and handed on.
+#[derive(Default)]
+pub(crate) struct PageRead {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    /// The last row's JSON, which holds the position.
+    last_row: Vec<u8>,
+    /// From the first row to the last: without the server's sort or scan before it.
+    pub(crate) streaming: Duration,
+    /// `None`: the server had no more rows for the page. Else we stopped in the middle of the COPY, and the connection
+    /// must be given up.
+    pub(crate) cut: Option<Cut>,
+}
+
+/// Why a page was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Time,
+    Bytes,
+    /// A row does not fit into the answer any more.
+    AnswerFull,
+}
+
+/// A page that failed. The connection must be given up.
+pub(crate) struct PageFault {
+    pub(crate) error: Error,
+    /// Rows of the page before the fault.
+    pub(crate) rows_before: u64,
+    /// Whether it is the next row's fault, or a hop's.
+    pub(crate) is_of_row: bool,
+}
+
+impl From<Error> for PageFault {
+    /// Before the first row.
+    fn from(error: Error) -> Self {
+        Self { error, rows_before: 0, is_of_row: false }
+    }
+}
+
+/// Reads one page into the output. Its transaction has begun.
+///
+/// # Errors
+/// The kinds of `Session::error`, `RowTooLarge`, `UnencodableValue`, and the output's.
+pub(crate) async fn read(
+    session: &Session,
+    page: &Page<'_>,
+    encoder: &RowEncoder,
+    output: &mut Output,
+    bounds: Bounds,
+) -> Result<PageRead, PageFault> {
+    let mut reader =
+        Reader { page, encoder, output, bounds, read: PageRead::default(), buffer: Buffer::default() };
+    let outcome = reader.run(session).await;
+    let rows_before = reader.read.rows + reader.buffer.rows;
+    outcome.map_err(|fault| PageFault { rows_before, ..fault })?;
+    Ok(reader.read)
+}
+
+struct Reader<'a> {
+    page: &'a Page<'a>,
+    encoder: &'a RowEncoder,
+    output: &'a mut Output,
+    bounds: Bounds,
+    read: PageRead,
+    buffer: Buffer,
+}
+
+/// Encoded rows not handed on yet.
+#[derive(Default)]
+struct Buffer {
+    json: Vec<u8>,
+    rows: u64,
+    last_start: usize,
+}
+
+impl Reader<'_> {
+    async fn run(&mut self, session: &Session) -> Result<(), PageFault> {
+        let sql = self.page.rows()?;
+        // The server answers to COPY with its first row only, after it has sorted.
+        let start = timeout(self.time_left(), Copy::start(session, &sql, self.bounds.deadline)).await;
+        let Ok(copy) = start else {
+            self.read.cut = Some(Cut::Time);
+            return Ok(());
+        };
+        let mut copy = copy?;
+        let began = Instant::now();
+        while self.read.cut.is_none() {
+            let left = self.time_left();
+            // A time-out asks the stream first, which nearly always has a row.
+            let tuple = if left.is_zero() { None } else { timeout(left, copy.next()).await.ok() };
+            let Some(tuple) = tuple else {
+                self.read.cut = Some(Cut::Time);
+                break;
+            };
+            let Some(tuple) = tuple.map_err(row_fault)? else { break };
+            self.row(&tuple)?;
+            if self.buffer.json.len() >= BUFFER_BYTES {
+                self.hand_on().await?;
+            }
+        }
+        self.read.streaming = began.elapsed();
+        self.hand_on().await
+    }
+
+    fn time_left(&self) -> Duration {
+        self.bounds.deadline.reading_left().min(self.bounds.ends.saturating_duration_since(Instant::now()))
+    }
+
+    /// Encodes one row, or cuts the page before or after it.
+    fn row(&mut self, tuple: &[u8]) -> Result<(), PageFault> {
+        let json = &mut self.buffer.json;
+        let start = json.len();
+        self.encoder.write(tuple, json).map_err(|fault| unencodable(self.page.table, fault))?;
+        let row_bytes = json.len() - start;
+        if row_bytes > self.bounds.max_row_bytes {
+            return Err(too_large(format!("a row of {row_bytes} bytes as JSON")));
+        }
+        if json.len() > self.output.room() {
+            if self.bounds.is_output_empty && self.read.rows + self.buffer.rows == 0 {
+                return Err(too_large(format!("a row of {row_bytes} bytes does not fit into an answer")));
+            }
+            json.truncate(start);
+            self.read.cut = Some(Cut::AnswerFull);
+            return Ok(());
+        }
+        self.buffer.last_start = start;
+        self.buffer.rows += 1;
+        if self.read.bytes + json.len() as u64 >= self.bounds.max_bytes {
+            self.read.cut = Some(Cut::Bytes);
+        }
+        Ok(())
+    }
+
+    async fn hand_on(&mut self) -> Result<(), PageFault> {
+        let buffer = std::mem::take(&mut self.buffer);
+        if buffer.rows == 0 {
+            return Ok(());
+        }
+        self.output.write(&self.page.table.name, &buffer.json, buffer.rows).await?;
+        self.read.last_row.clear();
+        self.read.last_row.extend_from_slice(&buffer.json[buffer.last_start..]);
+        self.read.rows += buffer.rows;
+        self.read.bytes += buffer.json.len() as u64;
+        let mut json = buffer.json;
+        json.clear();
+        self.buffer.json = json;
+        Ok(())
+    }
+}
+
+impl PageRead {
+    /// The position after the page: the last row's cursor and key, read back from its JSON.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub(crate) fn position(&self, page: &Page<'_>) -> Result<Position, Error> {
+        if self.rows == 0 {
+            return Ok(page.position.clone());
+        }
+        let table = page.table;
+        let unreadable =
+            || Error::new(Kind::Internal, format!("the position in table {} cannot be read", table.name));
+        let row: HashMap<String, &RawValue> =
+            serde_json::from_slice(&self.last_row).map_err(|_| unreadable())?;
+        let value = |i: &usize| {
+            let column = &table.columns[*i];
+            row.get(&column.name)
+                .and_then(|json| literal_text(json.get(), &column.encoding))
+                .ok_or_else(unreadable)
+        };
+        let key = table.key.iter().map(value).collect::<Result<Vec<String>, Error>>()?;
+        Ok(match page.position {
+            Position::Unset { .. } => Position::Unset { key: Some(key) },
+            Position::Set { .. } => {
+                Position::Set { after: Some(After { cursor: value(&table.cursor)?, key }) }
+            }
+        })
+    }
+}
+
+/// A scalar's JSON as text that PostgreSQL reads.
+fn literal_text(json: &str, encoding: &Encoding) -> Option<String> {
+    match (json.as_bytes().first()?, encoding) {
+        (b'"', Encoding::Bytea) => {
+            let text: String = serde_json::from_str(json).ok()?;
+            Some(format!("\\x{}", hex(&STANDARD.decode(text).ok()?)))
+        }
+        (b'"', _) => serde_json::from_str(json).ok(),
+        (b'{' | b'[' | b'n', _) => None,
+        _ => Some(json.to_owned()),
+    }
+}
+
+/// The guard's word about a row comes as the stream's error.
+fn row_fault(error: Error) -> PageFault {
+    let is_of_row = error.kind() == Kind::RowTooLarge;
+    PageFault { is_of_row, ..PageFault::from(error) }
+}
+
+fn too_large(context: String) -> PageFault {
+    row_fault(Error::new(Kind::RowTooLarge, context))
+}
+
+fn unencodable(table: &Table, fault: RowError) -> PageFault {
+    match fault {
+        RowError::Malformed => {
+            let context = format!("table {} sent a row of another shape than announced", table.name);
+            PageFault::from(Error::new(Kind::SchemaChanged, context))
+        }
+        RowError::Value { column, reason } => {
+            let column = &table.columns[column];
+            let context = format!("column {} of type {}: {reason}", column.name, column.type_name);
+            let error = Error::new(Kind::UnencodableValue, context);
+            PageFault { is_of_row: true, ..PageFault::from(error) }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What a run did, before it takes the shape of a door.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::cursor::{State, TableCursor};
+use crate::error::Error;
+use crate::sink::fivetran::Inserts;
+use crate::table::Table;
+use crate::table_name::TableName;
+
+/// A run's outcome.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) has_more: bool,
+    pub(crate) state: State,
+    pub(crate) reports: Vec<Report>,
+    /// The tables of this run, for Fivetran's schema.
+    pub(crate) tables: Vec<Arc<Table>>,
+    /// The rows, where they travel in the answer.
+    pub(crate) inserts: Inserts,
+}
+
+/// What a run did with one table.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) table: TableName,
+    pub(crate) outcome: Result<TableDone, Error>,
+}
+
+/// What was read of a table and committed, in one commit or more.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TableDone {
+    /// Of the last commit.
+    pub(crate) seq: u64,
+    pub(crate) rows: u64,
+    /// Of NDJSON before compression.
+    pub(crate) bytes: u64,
+    pub(crate) objects: usize,
+    /// Of the last commit; `None` where no row was read.
+    pub(crate) manifest: Option<String>,
+    pub(crate) watermark: Option<String>,
+    pub(crate) lag_seconds: Option<f64>,
+}
+
+impl TableDone {
+    pub(crate) fn from(cursor: &TableCursor) -> Self {
+        Self {
+            seq: cursor.seq,
+            rows: 0,
+            bytes: 0,
+            objects: 0,
+            manifest: None,
+            watermark: cursor.watermark.clone(),
+            lag_seconds: None,
+        }
+    }
+}
+
+impl Outcome {
+    pub(crate) fn done(&self) -> impl Iterator<Item = &TableDone> {
+        self.reports.iter().filter_map(|report| report.outcome.as_ref().ok())
+    }
+
+    pub(crate) fn failed_count(&self) -> usize {
+        self.reports.iter().filter(|report| report.outcome.is_err()).count()
+    }
+}
+
+impl Report {
+    /// As it stands in an answer's `tables`.
+    pub(crate) fn to_value(&self) -> Value {
+        let table = self.table.to_string();
+        match &self.outcome {
+            Ok(done) => json!({
+                "table": table, "seq": done.seq, "rows": done.rows, "bytes": done.bytes, "objects": done.objects,
+                "manifest": done.manifest, "watermark": done.watermark, "lag_seconds": done.lag_seconds,
+            }),
+            Err(error) => json!({"table": table, "error": {
+                "type": error.kind().name(), "message": error.to_string(), "retryable": error.kind().is_retryable(),
+            }}),
+        }
+    }
+}
