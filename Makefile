@@ -34,9 +34,9 @@ fmt:
 lint:
 	@cargo clippy --workspace --all-targets -- --deny warnings
 
-deny: ## Check licences, sources and advisories (installs cargo-deny if it is missing)
+deny: ## Check licences, sources and advisories (installs cargo-deny; DENY=--offline takes the advisories at hand)
 	@command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny
-	@cargo deny --all-features check
+	@cargo deny $(DENY) check --hide-inclusion-graph
 
 build: setup ## Build the Lambda packages for x86-64 and Graviton: target/lambda
 	@cargo lambda build --release --output-format zip

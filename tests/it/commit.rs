@@ -16,6 +16,20 @@ async fn behind_proxy(case: &Case) -> (harness::Function, Proxy) {
     (function, proxy)
 }
 
+/// A run that is killed (SIGKILL) when it sends `request`, which does not arrive.
+async fn run_killed_at(case: &Case, request: String) {
+    let (function, proxy) = behind_proxy(case).await;
+    let hold = proxy.hold_when_seen(request);
+    let event = json!({});
+    let run = invoke(&function, &event);
+    let kill = async {
+        hold.seen().await;
+        function.kill().await;
+    };
+    let (invocation, ()) = tokio::join!(run, kill);
+    assert!(invocation.outcome.is_err());
+}
+
 /// The request line of a put of the checkpoint, and of a completion.
 fn put_checkpoint(case: &Case) -> String {
     format!("PUT /bastion-sync/{}/_state/checkpoint.json", case.prefix)
@@ -78,17 +92,7 @@ async fn runs_over_different_tables_merge() {
 #[tokio::test]
 async fn a_run_killed_before_the_commit_publishes_nothing_and_the_next_reads_again() {
     let case = Case::with_users("killed_before", 100).await;
-    let (killed, proxy) = behind_proxy(&case).await;
-    let hold = proxy.hold_when_seen(put_checkpoint(&case));
-    tokio::join!(
-        async {
-            let _ = invoke(&killed, &json!({})).await;
-        },
-        async {
-            hold.seen().await;
-            killed.kill().await;
-        }
-    );
+    run_killed_at(&case, put_checkpoint(&case)).await;
     assert!(case.objects("").is_empty(), "nothing is visible before the commit");
     let answer = sync(&case.function(&[]).await).await;
     assert_eq!(table(&answer, "public.sample_users")["rows"], 100);
@@ -98,17 +102,7 @@ async fn a_run_killed_before_the_commit_publishes_nothing_and_the_next_reads_aga
 #[tokio::test]
 async fn a_run_killed_between_commit_and_completing_is_finished_by_the_next() {
     let case = Case::with_users("killed_between", 100).await;
-    let (killed, proxy) = behind_proxy(&case).await;
-    let hold = proxy.hold_when_seen(complete(&case));
-    tokio::join!(
-        async {
-            let _ = invoke(&killed, &json!({})).await;
-        },
-        async {
-            hold.seen().await;
-            killed.kill().await;
-        }
-    );
+    run_killed_at(&case, complete(&case)).await;
     let keys: Vec<String> = case.objects("").into_iter().map(|(key, _)| key).collect();
     assert_eq!(keys, ["_state/checkpoint.json"], "committed, and not visible yet");
     assert_eq!(case.checkpoint()["pending"].as_array().unwrap().len(), 1);
@@ -125,17 +119,7 @@ async fn a_run_killed_between_commit_and_completing_is_finished_by_the_next() {
 #[tokio::test]
 async fn a_run_killed_after_completing_leaves_nothing_to_do() {
     let case = Case::with_users("killed_after", 100).await;
-    let (killed, proxy) = behind_proxy(&case).await;
-    let hold = proxy.hold_when_seen(format!("PUT /bastion-sync/{}/manifests/", case.prefix));
-    tokio::join!(
-        async {
-            let _ = invoke(&killed, &json!({})).await;
-        },
-        async {
-            hold.seen().await;
-            killed.kill().await;
-        }
-    );
+    run_killed_at(&case, format!("PUT /bastion-sync/{}/manifests/", case.prefix)).await;
     assert_eq!(case.rows("public.sample_users").len(), 100);
     let answer = sync(&case.function(&[]).await).await;
     assert_eq!(table(&answer, "public.sample_users")["rows"], 0);
@@ -145,17 +129,7 @@ async fn a_run_killed_after_completing_leaves_nothing_to_do() {
 #[tokio::test]
 async fn uploads_that_vanished_after_the_commit_are_read_again() {
     let case = Case::with_users("vanished", 100).await;
-    let (killed, proxy) = behind_proxy(&case).await;
-    let hold = proxy.hold_when_seen(complete(&case));
-    tokio::join!(
-        async {
-            let _ = invoke(&killed, &json!({})).await;
-        },
-        async {
-            hold.seen().await;
-            killed.kill().await;
-        }
-    );
+    run_killed_at(&case, complete(&case)).await;
     abort_uploads(&case).await;
     let answer = sync(&case.function(&[]).await).await;
     let users = table(&answer, "public.sample_users");

@@ -112,6 +112,13 @@ async fn a_bucket_that_is_not_there_is_told() {
 }
 
 #[tokio::test]
+async fn a_bucket_that_refuses_us_is_told() {
+    let case = Case::with_users("denied", 1).await;
+    let error = failure(&case, &case.configuration(), &[("AWS_SECRET_ACCESS_KEY", "not the key")], &json!({})).await;
+    assert_error(&error, "StorageDenied", &["checkpoint.json", "s3:PutObject"]);
+}
+
+#[tokio::test]
 async fn s3_out_of_reach_is_told() {
     let case = Case::with_users("s3_down", 1).await;
     let error =
