@@ -26,7 +26,7 @@ test: setup ## Run every test against the local stack
 	@cargo $(RUNNER) --workspace --no-run
 	@$(HARNESS) cargo $(RUNNER) --workspace
 
-check: fmt lint test deny ## What CI runs: formatting, lints, tests, licences and advisories
+check: fmt lint test deny ## Formatting, lints, tests, licences and advisories
 
 fmt:
 	@cargo fmt --all --check

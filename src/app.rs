@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use crate::config::{Config, TableRules, TableSource};
 use crate::credentials::{self, Credentials, Secrets};
 use crate::deadline::Deadline;
@@ -10,6 +12,8 @@ use crate::error::{Error, Kind};
 use crate::request::Request;
 use crate::sink::storage::{self, S3Client, Storage};
 use crate::source::session::{Bounds, Session};
+
+const SECRETS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The container's clients.
 #[derive(Debug)]
@@ -92,15 +96,15 @@ pub(crate) async fn open_session(call: &Call<'_>) -> Result<Session, Error> {
     let session = match secrets {
         Some(secrets) => call.open(Arc::new(credentials::from_event(secrets, call.config)?)).await?,
         None => {
-            let limit = call.deadline.at_most(Duration::from_secs(30));
-            let get = tokio::time::timeout(limit, call.app.secrets.get(call.config)).await;
-            let credentials =
-                get.map_err(|_| Error::new(Kind::SecretsUnavailable, "secrets manager does not answer"))??;
+            let limit = call.deadline.at_most(SECRETS_TIMEOUT);
+            let silent = |_| Error::new(Kind::SecretsUnavailable, "secrets manager does not answer");
+            let credentials = timeout(limit, call.app.secrets.get(call.config)).await.map_err(silent)??;
             match call.open(credentials).await {
                 Err(error) if may_be_outdated(error.kind()) => {
-                    let Some(credentials) = call.app.secrets.renewed(call.config).await? else {
-                        return Err(error);
-                    };
+                    let limit = call.deadline.at_most(SECRETS_TIMEOUT);
+                    let renewed =
+                        timeout(limit, call.app.secrets.renewed(call.config)).await.map_err(silent)??;
+                    let Some(credentials) = renewed else { return Err(error) };
                     tracing::info!("the secret has changed, trying once more");
                     call.open(credentials).await?
                 }

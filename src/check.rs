@@ -24,14 +24,13 @@ pub(crate) struct Checked {
 /// The kind of the first hop or table that fails.
 pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
     let rules = call.rules().await?;
-    if let Some(state) = &call.request.state {
-        State::parse(&state.0)?;
-    }
+    let state =
+        call.request.state.as_ref().map_or_else(|| Ok(State::default()), |state| State::parse(&state.0))?;
     let session = open_session(call).await?;
     let outcome = async {
         let mut tables = Vec::new();
         let picked = call.request.tables.as_deref();
-        for (_, table) in find_tables(&session, call.config, &rules, picked, call.deadline).await? {
+        for (_, table) in find_tables(&session, call.config, &rules, picked, &state, call.deadline).await? {
             let table = table?;
             let columns: Vec<String> =
                 table.columns.iter().map(|column| crate::table_name::quoted(&column.name)).collect();

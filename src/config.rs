@@ -213,7 +213,7 @@ impl Config {
             );
         }
         let needs_output = config.doors.iter().any(|door| *door != Door::Fivetran);
-        if config.output.is_none() && needs_output && (env.variable)("OUTPUT_URI").is_none() {
+        if config.output.is_none() && needs_output && env.text("OUTPUT_URI").is_none() {
             env.problems.push("OUTPUT_URI is not set: where to write, s3://bucket/prefix".to_owned());
         }
         report("the environment", &env.problems)?;
@@ -355,6 +355,9 @@ fn document_rules(document: &Map<String, Value>, problems: &mut Vec<String>) -> 
             value => Some(options(value, &place, &defaults, problems)),
         };
         match TablePattern::parse(name) {
+            Ok(pattern) if rules.iter().any(|rule: &TableRule| rule.pattern.is_same(&pattern)) => {
+                problems.push(format!("{place} is there twice, in two spellings"));
+            }
             Ok(pattern) => rules.push(TableRule { pattern, options }),
             Err(problem) => problems.push(format!("{place}: {problem}")),
         }
@@ -489,9 +492,16 @@ mod tests {
     #[test]
     fn a_document_names_all_its_problems() {
         let uri = S3Uri::parse("s3://b/c.json").expect("valid");
-        let document = br#"{"table":{},"tables":{"a b":{},"c":{"exlude":[]},"d":1,"e":{"start":"soon"}}}"#;
+        let document = br#"{"table":{},"tables":{"a b":{},"c":{"exlude":[]},"d":1,"e":{"start":"soon"},"F":{},"public.f":{}}}"#;
         let text = TableRules::from_document(document, &uri).expect_err("invalid").to_string();
-        for named in ["`table`", "`tables.a b`", "`exlude`", "`tables.d`", "`start`"] {
+        for named in [
+            "`table`",
+            "`tables.a b`",
+            "`exlude`",
+            "`tables.d`",
+            "`start`",
+            "`tables.public.f` is there twice",
+        ] {
             assert!(text.contains(named), "{named} in {text}");
         }
         assert!(TableRules::from_document(b"{", &uri).expect_err("invalid").to_string().contains("line 1"));

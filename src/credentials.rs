@@ -1,6 +1,6 @@
 //! The secrets: fetched from Secrets Manager, kept for five minutes, parsed into what the hops need.
 //!
-//! The bastion's secret is the seed's `configuration.json` as it is, plus the bastion's host key; a second secret in the
+//! The bastion's secret is the `configuration.json` of Fivetran's Python example as it is, plus the bastion's host key; a second secret in the
 //! shape that RDS keeps may hold the database's part. No content of a secret ever reaches an error: only names of keys.
 
 use std::fmt;
@@ -279,8 +279,11 @@ impl Fields<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(Value::Number(number)) => Ok(Some(number.to_string())),
-            Some(_) => Err(malformed(format!("`{name}` of the secret is neither a string nor a number"))),
+            // A longer one has lost digits when it was parsed.
+            Some(Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(Some(number.to_string())),
+            Some(_) => Err(malformed(format!(
+                "`{name}` of the secret is neither a string nor a whole number of up to 19 digits"
+            ))),
         }
     }
 

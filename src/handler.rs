@@ -38,13 +38,14 @@ impl From<Error> for Diagnostic {
 ///
 /// # Errors
 /// Every kind.
-pub async fn handle(app: Arc<App>, event: LambdaEvent<Value>) -> Result<Box<RawValue>, Error> {
+pub async fn handle(app: Arc<App>, event: LambdaEvent<Box<RawValue>>) -> Result<Box<RawValue>, Error> {
     let deadline = Deadline::from_epoch_ms(event.context.deadline);
     let sync_id = Ulid::generate().to_string();
     let span = tracing::info_span!("invocation", sync_id, request_id = event.context.request_id);
     let mut task = JoinSet::new();
     task.spawn(
-        async move { invocation(&app, &event.payload, deadline, sync_id).await }.instrument(span.clone()),
+        async move { invocation(&app, event.payload.get(), deadline, sync_id).await }
+            .instrument(span.clone()),
     );
     let outcome = match task.join_next().await {
         Some(Ok(outcome)) => outcome,
@@ -62,12 +63,12 @@ pub async fn handle(app: Arc<App>, event: LambdaEvent<Value>) -> Result<Box<RawV
 
 async fn invocation(
     app: &App,
-    event: &Value,
+    event: &str,
     deadline: Deadline,
     sync_id: String,
 ) -> Result<Box<RawValue>, Error> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
-    let request = entry::read(event, &config.doors)?;
+    let request = entry::read_text(event, &config.doors)?;
     let deadline = deadline.tightened(request.limits.max_seconds);
     tracing::info!(door = request.door.name(), action = ?request.action, "invocation begins");
     let call = Call { app, config: &config, request: &request, deadline, sync_id };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_config::timeout::TimeoutConfig;
 use bastion_sync::{App, handle};
 use lambda_runtime::{LambdaEvent, service_fn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 #[tokio::main]
 async fn main() -> Result<(), lambda_runtime::Error> {
@@ -19,5 +19,6 @@ async fn main() -> Result<(), lambda_runtime::Error> {
         .build();
     let config = aws_config::from_env().timeout_config(timeouts).load().await;
     let app = Arc::new(App::new(&config));
-    lambda_runtime::run(service_fn(move |event: LambdaEvent<Value>| handle(Arc::clone(&app), event))).await
+    lambda_runtime::run(service_fn(move |event: LambdaEvent<Box<RawValue>>| handle(Arc::clone(&app), event)))
+        .await
 }

@@ -30,8 +30,6 @@ pub(crate) struct Bounds {
     pub(crate) ends: Instant,
     /// Of NDJSON; the row that reaches it is still taken.
     pub(crate) max_bytes: u64,
-    /// Of one row as JSON.
-    pub(crate) max_row_bytes: usize,
     /// Whether the output has no row of this run yet, so that a row that does not fit will never fit.
     pub(crate) is_output_empty: bool,
 }
@@ -53,10 +51,15 @@ pub(crate) struct PageRead {
 /// Why a page was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    Time,
+    /// The run's time for reading is over.
+    Deadline,
+    /// The transaction has been open for long enough.
+    Transaction,
     Bytes,
     /// A row does not fit into the answer any more.
     AnswerFull,
+    /// The server gave up after some rows, which are good: a conflict on a standby, a shutdown.
+    Fault,
 }
 
 /// A page that failed. The connection must be given up.
@@ -90,8 +93,15 @@ pub(crate) async fn read(
         Reader { page, encoder, output, bounds, read: PageRead::default(), buffer: Buffer::default() };
     let outcome = reader.run(session).await;
     let rows_before = reader.read.rows + reader.buffer.rows;
-    outcome.map_err(|fault| PageFault { rows_before, ..fault })?;
-    Ok(reader.read)
+    match outcome {
+        Err(fault) if fault.error.kind() == Kind::DatabaseUnavailable && reader.read.rows > 0 => {
+            tracing::warn!(table = %page.table.name, error = %fault.error, "page ended early");
+            reader.read.cut = Some(Cut::Fault);
+            Ok(reader.read)
+        }
+        Err(fault) => Err(PageFault { rows_before, ..fault }),
+        Ok(()) => Ok(reader.read),
+    }
 }
 
 struct Reader<'a> {
@@ -117,7 +127,7 @@ impl Reader<'_> {
         // The server answers to COPY with its first row only, after it has sorted.
         let start = timeout(self.time_left(), Copy::start(session, &sql, self.bounds.deadline)).await;
         let Ok(copy) = start else {
-            self.read.cut = Some(Cut::Time);
+            self.read.cut = Some(self.out_of_time());
             return Ok(());
         };
         let mut copy = copy?;
@@ -127,7 +137,7 @@ impl Reader<'_> {
             // A time-out asks the stream first, which nearly always has a row.
             let tuple = if left.is_zero() { None } else { timeout(left, copy.next()).await.ok() };
             let Some(tuple) = tuple else {
-                self.read.cut = Some(Cut::Time);
+                self.read.cut = Some(self.out_of_time());
                 break;
             };
             let Some(tuple) = tuple.map_err(row_fault)? else { break };
@@ -144,15 +154,16 @@ impl Reader<'_> {
         self.bounds.deadline.reading_left().min(self.bounds.ends.saturating_duration_since(Instant::now()))
     }
 
+    fn out_of_time(&self) -> Cut {
+        if self.bounds.deadline.is_reading_over() { Cut::Deadline } else { Cut::Transaction }
+    }
+
     /// Encodes one row, or cuts the page before or after it.
     fn row(&mut self, tuple: &[u8]) -> Result<(), PageFault> {
         let json = &mut self.buffer.json;
         let start = json.len();
         self.encoder.write(tuple, json).map_err(|fault| unencodable(self.page.table, fault))?;
         let row_bytes = json.len() - start;
-        if row_bytes > self.bounds.max_row_bytes {
-            return Err(too_large(format!("a row of {row_bytes} bytes as JSON")));
-        }
         if json.len() > self.output.room() {
             if self.bounds.is_output_empty && self.read.rows + self.buffer.rows == 0 {
                 return Err(too_large(format!("a row of {row_bytes} bytes does not fit into an answer")));
@@ -245,6 +256,7 @@ fn unencodable(table: &Table, fault: RowError) -> PageFault {
             let context = format!("table {} sent a row of another shape than announced", table.name);
             PageFault::from(Error::new(Kind::SchemaChanged, context))
         }
+        RowError::TooLarge { bytes } => too_large(format!("a row of {bytes} bytes or more as JSON")),
         RowError::Value { column, reason } => {
             let column = &table.columns[column];
             let context = format!("column {} of type {}: {reason}", column.name, column.type_name);

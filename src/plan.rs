@@ -27,19 +27,20 @@ pub(crate) fn begin(table: &Table) -> String {
     let name = table.name.to_sql();
     let lock =
         if table.is_lockable { format!("lock table {name} in access share mode; ") } else { String::new() };
-    // A comparison of keys must find the operators that `order by` sorts with. `pg_catalog` stays first.
+    // A comparison of keys must find the operators that `order by` sorts with. `pg_catalog` stays first, and our own query
+    // runs before: nobody else's operator is to serve it.
     let schemas: String =
         table.operator_schemas.iter().map(|schema| format!(", {}", quoted(schema))).collect();
     let path = if schemas.is_empty() {
         String::new()
     } else {
-        format!("set local search_path = pg_catalog{schemas}; ")
+        format!("; set local search_path = pg_catalog{schemas}")
     };
     format!(
-        "begin isolation level repeatable read read only; {path}{lock}\
+        "begin isolation level repeatable read read only; {lock}\
          select now(), c.oid, (select string_agg(attname || ' ' || atttypid, E'\\n' order by attnum) from pg_attribute \
          where attrelid = c.oid and attnum > 0 and not attisdropped) \
-         from pg_class c where c.oid = '{}'::regclass",
+         from pg_class c where c.oid = '{}'::regclass{path}",
         name.replace('\'', "''")
     )
 }
@@ -99,12 +100,15 @@ impl Page<'_> {
         ))
     }
 
-    /// The window's upper bound. A timestamp without a zone may be ahead of UTC by 14 hours. A date stays the same for a
-    /// whole day, so a position inside it would pass over later changes: only days that are over everywhere are read.
+    /// The window's upper bound. A timestamp without a zone is taken for UTC: where it is ahead of that it comes later by as
+    /// much, whereas a bound in the future would let a single row carry the position past those to come. A date stays the
+    /// same for a whole day, so a position inside it would pass over later changes: only days that are over everywhere are
+    /// read.
     fn until(&self) -> String {
         match self.table.cursor_kind {
-            CursorKind::Timestamptz => format!("<= {}", self.cursor_time(self.until, "")),
-            CursorKind::Timestamp => format!("<= {}", self.cursor_time(self.until, " + interval '14 hours'")),
+            CursorKind::Timestamptz | CursorKind::Timestamp => {
+                format!("<= {}", self.cursor_time(self.until, ""))
+            }
             CursorKind::Date => format!("< {}", self.cursor_time(self.until, " - interval '12 hours'")),
         }
     }

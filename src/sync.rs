@@ -28,8 +28,11 @@ use crate::source::session::Session;
 use crate::table::Table;
 use crate::text::timestamp;
 
-/// The first page of a table is about a second's work.
+/// The first page of a table is about a second's work. One that travels in an answer ends by its size before that.
 const FIRST_PAGE_ROWS: u64 = 20_000;
+const ANSWER_PAGE_ROWS: u64 = 100_000;
+/// To find the place of a row that an error is about.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 const SMALLEST_PAGE_ROWS: u64 = 1_000;
 const LARGEST_PAGE_ROWS: u64 = 10_000_000;
 
@@ -51,7 +54,8 @@ pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
         let mut run = Run::new(call, ledger, &mut session);
         run.ledger.adopt(&run.session.database_id, call.config.on_new_database)?;
         let picked = call.request.tables.as_deref();
-        let found = find_tables(run.session, call.config, &rules, picked, call.deadline).await?;
+        let found =
+            find_tables(run.session, call.config, &rules, picked, run.ledger.state(), call.deadline).await?;
         run.config_hash.clone_from(&rules.hash);
         run.tables(found).await
     }
@@ -78,11 +82,13 @@ struct Run<'a> {
     row_count: u64,
     byte_count: u64,
     completed_count: usize,
+    completed_backfill_count: usize,
     has_unfinished: bool,
     reports: Vec<Report>,
 }
 
-/// One table's part of a group: what will be one commit of it.
+/// The rows of one page: what will be one commit of a table. Not of several, because each page has a snapshot of its own:
+/// a row that changed between two of them comes twice, and its versions must have different numbers.
 struct Share {
     rows: u64,
     bytes: u64,
@@ -125,6 +131,7 @@ impl<'a> Run<'a> {
             row_count: 0,
             byte_count: 0,
             completed_count: 0,
+            completed_backfill_count: 0,
             has_unfinished: false,
             reports: Vec::new(),
         }
@@ -139,7 +146,7 @@ impl<'a> Run<'a> {
             fivetran::check_names(&tables.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
         }
         for (name, table) in in_turn(found, self.ledger.state()) {
-            if self.is_over(0, 0) {
+            if self.is_over() {
                 self.has_unfinished = true;
                 break;
             }
@@ -182,9 +189,11 @@ impl<'a> Run<'a> {
     }
 
     fn finish(self, tables: Vec<Arc<Table>>) -> Outcome {
-        // Fivetran ends a connection after ten answers without rows that promise more.
-        let has_progress =
-            self.row_count > 0 || (self.completed_count > 0 && self.call.request.door != Door::Fivetran);
+        // Windows without rows are no progress: a caller that loops on them would never end, and Fivetran ends a connection
+        // after ten answers without rows that promise more.
+        let is_backfill_progress =
+            self.completed_backfill_count > 0 && self.call.request.door != Door::Fivetran;
+        let has_progress = self.row_count > 0 || is_backfill_progress;
         Outcome {
             has_more: self.has_unfinished && has_progress,
             state: self.ledger.state().clone(),
@@ -197,10 +206,11 @@ impl<'a> Run<'a> {
     /// Reads one table, from its cursor to the end of its window or of the run, in one commit or more.
     async fn table(&mut self, table: &Arc<Table>) -> Result<(), Fault> {
         let began = Instant::now();
-        self.page_rows = FIRST_PAGE_ROWS;
+        self.page_rows = if self.storage.is_some() { FIRST_PAGE_ROWS } else { ANSWER_PAGE_ROWS };
         let mut before = self.ledger.state().cursor(&table.name).cloned();
         let mut cursor = self.cursor(table).await?;
         let mut done = TableDone::from(&cursor);
+        let is_backfill = cursor.is_backfill();
         loop {
             let mut output = self.output(table, cursor.seq + 1);
             let share = match self.share(table, cursor, &mut output).await {
@@ -220,12 +230,17 @@ impl<'a> Run<'a> {
                 Change { table: table.name.to_string(), before, after: share.cursor.clone(), publication };
             before = Some(share.cursor);
             self.ledger.stage(change);
-            if self.ledger.is_group_due(0) {
+            if self.ledger.is_group_due() {
                 self.ledger.commit().await.map_err(Fault::Commit)?;
             }
-            if share.is_complete || self.is_over(0, 0) {
-                self.completed_count += usize::from(share.is_complete);
-                self.has_unfinished |= !share.is_complete;
+            if share.is_complete {
+                self.completed_count += 1;
+                self.completed_backfill_count += usize::from(is_backfill);
+                break;
+            }
+            // An answer has one page of a table at most, so that no key stands in it twice.
+            if self.is_over() || self.storage.is_none() {
+                self.has_unfinished = true;
                 break;
             }
         }
@@ -238,7 +253,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Reads pages until the window ends, the run must stop, or the group is due.
+    /// Reads the next page that has rows, if the window has any more.
     async fn share(
         &mut self,
         table: &Table,
@@ -246,15 +261,13 @@ impl<'a> Run<'a> {
         output: &mut Output,
     ) -> Result<Share, Error> {
         let encoder = self.encoder(table, cursor.seq + 1);
-        let (mut rows, mut bytes) = (0, 0);
-        let mut window: Option<DateTime<Utc>> = None;
+        let mut until = None;
         let mut may_try_again = true;
-        let is_complete = loop {
-            let max_rows = self.page_rows.min(self.rows_left(rows));
-            let read =
-                self.page(table, &cursor.position, &mut window, max_rows, &encoder, output, bytes).await;
-            let (read, position) = match read {
-                Ok(read) => read,
+        let (read, is_complete) = loop {
+            let max_rows = self.page_rows.min(self.rows_left());
+            let page = self.page(table, &cursor.position, &mut until, max_rows, &encoder, output).await;
+            let (read, position) = match page {
+                Ok(page) => page,
                 Err(fault) if may_try_again && is_passing(&fault) => {
                     tracing::warn!(table = %table.name, error = %fault.error, "page failed, trying a smaller one");
                     self.session.give_up();
@@ -264,55 +277,50 @@ impl<'a> Run<'a> {
                 }
                 Err(fault) => return Err(fault.error),
             };
-            (rows, bytes) = (rows + read.rows, bytes + read.bytes);
             cursor.position = position;
             self.is_answer_full |= read.cut == Some(Cut::AnswerFull);
-            if read.cut == Some(Cut::Time) && read.rows == 0 {
-                self.no_row(table, rows)?;
-            }
+            self.check_first_row(table, &read)?;
+            self.pace(&read);
+            let mut is_complete = false;
             if read.cut.is_none() && read.rows < max_rows {
                 match cursor.position {
                     // The rows without a finite value are through; now the others.
                     Position::Unset { .. } => cursor.position = Position::Set { after: None },
                     Position::Set { .. } => {
-                        cursor.watermark = window.map(timestamp);
-                        break true;
+                        cursor.watermark = until.map(timestamp);
+                        is_complete = true;
                     }
                 }
             }
-            self.pace(&read);
-            if self.is_over(rows, bytes) || self.ledger.is_group_due(bytes) || read.cut.is_some() {
-                break false;
+            if is_complete || read.rows > 0 || read.cut.is_some() || self.is_over() {
+                break (read, is_complete);
             }
         };
-        if rows > 0 {
+        if read.rows > 0 {
             cursor.seq += 1;
         }
-        Ok(Share { rows, bytes, cursor, until: window.unwrap_or_default(), is_complete })
+        let (rows, bytes, until) = (read.rows, read.bytes, until.unwrap_or_default());
+        Ok(Share { rows, bytes, cursor, until, is_complete })
     }
 
     /// Reads one page in a transaction of its own; what was read and the position after it.
-    #[expect(clippy::too_many_arguments, reason = "a page is where everything meets")]
     async fn page(
         &mut self,
         table: &Table,
         position: &Position,
-        window: &mut Option<DateTime<Utc>>,
+        until: &mut Option<DateTime<Utc>>,
         max_rows: u64,
         encoder: &RowEncoder,
         output: &mut Output,
-        share_bytes: u64,
     ) -> Result<(PageRead, Position), PageFault> {
         let now = self.begin(table).await?;
-        let page = Page { table, position, until: *window.get_or_insert(now), max_rows };
-        let left = |max: Option<u64>, used: u64| max.map_or(u64::MAX, |max| max.saturating_sub(used));
+        let page = Page { table, position, until: *until.get_or_insert(now), max_rows };
         let bounds = Bounds {
             deadline: self.call.deadline,
             // The session's statement_timeout is the whole of it.
             ends: Instant::now() + self.config.max_transaction.mul_f32(0.9),
-            max_bytes: left(self.limits.max_bytes, self.byte_count + share_bytes),
-            max_row_bytes: self.config.max_row_bytes,
-            is_output_empty: self.row_count == 0 && share_bytes == 0,
+            max_bytes: self.limits.max_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.byte_count)),
+            is_output_empty: self.row_count == 0,
         };
         let read = match page::read(self.session, &page, encoder, output, bounds).await {
             Ok(read) => read,
@@ -322,10 +330,9 @@ impl<'a> Run<'a> {
             }
             Err(fault) => return Err(fault),
         };
-        if read.cut.is_some() {
+        // A commit that fails takes nothing back: the transaction only read.
+        if read.cut.is_some() || self.session.run("commit", self.call.deadline).await.is_err() {
             self.session.give_up();
-        } else {
-            self.session.run("commit", self.call.deadline).await?;
         }
         let position = read.position(&page)?;
         Ok((read, position))
@@ -353,7 +360,10 @@ impl<'a> Run<'a> {
     /// An error about a row, with the row's place instead of its key or any value.
     async fn named(&mut self, page: &Page<'_>, offset: u64, error: Error) -> Error {
         self.session.give_up();
-        let place = self.place(page, offset).await.unwrap_or_else(|| page.table.name.to_string());
+        let limit = self.call.deadline.reading_left().min(PLACE_TIMEOUT);
+        let place = tokio::time::timeout(limit, self.place(page, offset)).await.ok().flatten();
+        let place = place.unwrap_or_else(|| page.table.name.to_string());
+        self.session.give_up();
         let hint = match error.kind() {
             Kind::RowTooLarge => {
                 "raise MAX_ROW_BYTES, or `exclude` the large column in the configuration document"
@@ -365,14 +375,19 @@ impl<'a> Run<'a> {
     }
 
     async fn place(&mut self, page: &Page<'_>, offset: u64) -> Option<String> {
-        self.session.ensure_open(self.call.deadline).await.ok()?;
+        self.begin(page.table).await.ok()?;
         let row = self.session.run(&page.place(offset).ok()?, self.call.deadline).await.ok()??;
         row.get(0).map(str::to_owned)
     }
 
-    /// A page was cut before its first row. Without any row in this run that is worth an error, lest it repeat for ever.
-    fn no_row(&self, table: &Table, rows: u64) -> Result<(), Error> {
-        if rows > 0 || self.row_count > 0 {
+    /// A page that was cut before its first row is worth an error where it would be so again in the next run.
+    fn check_first_row(&self, table: &Table, read: &PageRead) -> Result<(), Error> {
+        let will_repeat = match read.cut {
+            Some(Cut::Transaction) => true,
+            Some(Cut::Deadline) => self.row_count == 0 && self.completed_count == 0,
+            Some(Cut::Bytes | Cut::AnswerFull | Cut::Fault) | None => false,
+        };
+        if read.rows > 0 || !will_repeat {
             return Ok(());
         }
         let key = table.key_names().join(", ");
@@ -410,7 +425,7 @@ impl<'a> Run<'a> {
         let columns: Vec<(&str, Encoding)> =
             table.columns.iter().map(|column| (column.name.as_str(), column.encoding.clone())).collect();
         let has_seq = self.config.has_metadata_columns && self.storage.is_some();
-        RowEncoder::new(columns, has_seq.then_some(seq))
+        RowEncoder::new(columns, has_seq.then_some(seq), self.config.max_row_bytes)
     }
 
     fn output(&mut self, table: &Table, seq: u64) -> Output {
@@ -476,7 +491,7 @@ impl<'a> Run<'a> {
     /// does not shrink with the page, so that it does not count.
     fn pace(&mut self, read: &PageRead) {
         let is_full = read.rows >= self.page_rows;
-        if read.rows == 0 || !(is_full || read.cut == Some(Cut::Time)) {
+        if read.rows == 0 || !(is_full || read.cut == Some(Cut::Transaction)) {
             return;
         }
         let aim = self.config.max_transaction.mul_f64(1.0 / 3.0).min(Duration::from_secs(10));
@@ -486,17 +501,16 @@ impl<'a> Run<'a> {
         self.page_rows = rows.clamp(SMALLEST_PAGE_ROWS, LARGEST_PAGE_ROWS);
     }
 
-    fn rows_left(&self, share_rows: u64) -> u64 {
-        self.limits.max_rows.map_or(u64::MAX, |max| max.saturating_sub(self.row_count + share_rows))
+    fn rows_left(&self) -> u64 {
+        self.limits.max_rows.map_or(u64::MAX, |max| max.saturating_sub(self.row_count))
     }
 
-    /// Whether the run must stop reading, with a share of so many rows and bytes not yet counted.
-    fn is_over(&self, share_rows: u64, share_bytes: u64) -> bool {
-        let are_bytes_over = self.limits.max_bytes.is_some_and(|max| self.byte_count + share_bytes >= max);
+    /// Whether the run must stop reading.
+    fn is_over(&self) -> bool {
         self.is_answer_full
             || self.call.deadline.is_reading_over()
-            || self.rows_left(share_rows) == 0
-            || are_bytes_over
+            || self.rows_left() == 0
+            || self.limits.max_bytes.is_some_and(|max| self.byte_count >= max)
     }
 
     fn lag_seconds(&self, watermark: Option<&str>) -> Option<f64> {

@@ -85,6 +85,11 @@ impl TablePattern {
         self.schema.matches(&table.schema) && self.name.matches(&table.name)
     }
 
+    /// Whether both mean the same, however they are written.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.schema, &self.name) == (&other.schema, &other.name)
+    }
+
     /// Orders patterns from general to specific: names without a wildcard last, then by literal characters.
     pub(crate) fn specificity(&self) -> (bool, usize) {
         (self.outright().is_some(), self.schema.literal_count() + self.name.literal_count())

@@ -11,6 +11,8 @@ pub(crate) struct RowEncoder {
     columns: Box<[Column]>,
     /// `,"_seq":42}` and the newline.
     end: Box<[u8]>,
+    /// Of one line.
+    max_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -27,19 +29,25 @@ pub(crate) enum RowError {
     Malformed,
     /// The value of the column at this index, counted from 0.
     Value { column: usize, reason: &'static str },
+    /// It has at least so many bytes as JSON. Looked at after each column, since few bytes can become many.
+    TooLarge { bytes: usize },
 }
 
 impl RowEncoder {
     /// `columns` are JSON keys, distinct and none of them `_seq` if that is written, each with the encoding of
-    /// its values, in the order of the tuple. `seq` comes last in every row, or not at all.
-    pub(crate) fn new<'a>(columns: impl IntoIterator<Item = (&'a str, Encoding)>, seq: Option<u64>) -> Self {
+    /// its values, in the order of the tuple. `seq` comes last in every row, or not at all. No line is longer than `max_bytes`.
+    pub(crate) fn new<'a>(
+        columns: impl IntoIterator<Item = (&'a str, Encoding)>,
+        seq: Option<u64>,
+        max_bytes: usize,
+    ) -> Self {
         let columns: Box<[Column]> = columns
             .into_iter()
             .enumerate()
             .map(|(index, (name, encoding))| Column { key: member(index, name), encoding })
             .collect();
         let end = line_end(columns.len(), seq);
-        Self { columns, end }
+        Self { columns, end, max_bytes }
     }
 
     /// Appends one line (`{…}` and a newline) for one tuple of a binary COPY: an int16 field count, then an
@@ -58,6 +66,7 @@ impl RowEncoder {
 
     #[inline]
     fn write_line(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<(), RowError> {
+        let start = out.len();
         let mut input = Reader::new(tuple);
         let field_count = input.int16().map_err(malformed)?;
         if usize::try_from(field_count) != Ok(self.columns.len()) {
@@ -71,6 +80,10 @@ impl RowEncoder {
                     .encoding
                     .write(value, out)
                     .map_err(|Unencodable { reason }| RowError::Value { column: index, reason })?,
+            }
+            let bytes = out.len() - start + self.end.len();
+            if bytes > self.max_bytes {
+                return Err(RowError::TooLarge { bytes });
             }
         }
         input.finish().map_err(malformed)?;
@@ -103,7 +116,7 @@ mod tests {
 
     fn users() -> RowEncoder {
         let columns = [("id", Encoding::Int8), ("full \"name\"", Encoding::Text)];
-        RowEncoder::new(columns, Some(42))
+        RowEncoder::new(columns, Some(42), 1 << 20)
     }
 
     fn line(encoder: &RowEncoder, hex: &str) -> Result<String, RowError> {
@@ -138,10 +151,10 @@ mod tests {
 
     #[test]
     fn a_row_may_be_without_seq_or_columns() {
-        let encoder = RowEncoder::new([("id", Encoding::Bool)], None);
+        let encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
         assert_eq!(line(&encoder, "0001 00000001 01"), Ok("{\"id\":true}\n".to_owned()));
-        assert_eq!(line(&RowEncoder::new([], None), "0000"), Ok("{}\n".to_owned()));
-        assert_eq!(line(&RowEncoder::new([], Some(0)), "0000"), Ok("{\"_seq\":0}\n".to_owned()));
+        assert_eq!(line(&RowEncoder::new([], None, 1 << 20), "0000"), Ok("{}\n".to_owned()));
+        assert_eq!(line(&RowEncoder::new([], Some(0), 1 << 20), "0000"), Ok("{\"_seq\":0}\n".to_owned()));
     }
 
     #[test]

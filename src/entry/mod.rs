@@ -13,11 +13,30 @@ use crate::table_name::TableName;
 /// No event of ours is larger: a list of some thousand tables, or a state of 200 KB.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
+/// As many as an event may name; a pattern in the configuration takes any number.
+const MAX_TABLES: usize = 1000;
+
+/// Reads an event as it came. The runtime hands it over unparsed: what it cannot parse itself it reports under the name
+/// of a Rust type.
+///
+/// # Errors
+/// `InvalidRequest`, naming the field.
+pub(crate) fn read_text(event: &str, open: &[Door]) -> Result<Request, Error> {
+    if event.len() > MAX_EVENT_BYTES {
+        return Err(invalid(format!("the event has {} bytes, more than {MAX_EVENT_BYTES}", event.len())));
+    }
+    let event = serde_json::from_str(event).map_err(|error| {
+        let place = format!("line {} column {}", error.line(), error.column());
+        invalid(format!("the event cannot be read at {place}: it is nested too deep, or holds a number or a text that is none"))
+    })?;
+    read(&event, open)
+}
+
 /// Tells whose event it is and reads it. Does no I/O.
 ///
 /// # Errors
 /// `InvalidRequest`, naming the field.
-pub(crate) fn read(event: &Value, open: &[Door]) -> Result<Request, Error> {
+fn read(event: &Value, open: &[Door]) -> Result<Request, Error> {
     let Some(object) = event.as_object() else {
         return Err(invalid("the event is not a JSON object").with_hint(direct::EXAMPLE));
     };
@@ -25,9 +44,6 @@ pub(crate) fn read(event: &Value, open: &[Door]) -> Result<Request, Error> {
     if !open.contains(&door) {
         return Err(invalid(format!("the door `{}` is not open", door.name()))
             .with_hint(format!("add `{}` to the environment variable DOORS to open it", door.name())));
-    }
-    if event_bytes(event) > MAX_EVENT_BYTES {
-        return Err(invalid(format!("the event is larger than {MAX_EVENT_BYTES} bytes")));
     }
     match door {
         Door::Direct => direct::read(object),
@@ -47,10 +63,6 @@ fn door_of(event: &Map<String, Value>) -> Door {
     }
 }
 
-fn event_bytes(event: &Value) -> usize {
-    serde_json::to_vec(event).map_or(usize::MAX, |bytes| bytes.len())
-}
-
 fn invalid(context: impl Into<String>) -> Error {
     Error::new(Kind::InvalidRequest, context)
 }
@@ -68,6 +80,9 @@ fn tables(object: &Map<String, Value>) -> Result<Option<Vec<TableName>>, Error> 
     let names = value.as_array().ok_or_else(|| invalid("`tables` is not a list of names"))?;
     if names.is_empty() {
         return Err(invalid("`tables` is empty").with_hint("leave it out to take all configured tables"));
+    }
+    if names.len() > MAX_TABLES {
+        return Err(invalid(format!("`tables` has {} names, more than {MAX_TABLES}", names.len())));
     }
     let mut tables = Vec::with_capacity(names.len());
     for (i, name) in names.iter().enumerate() {

@@ -21,6 +21,9 @@ pub(crate) fn client(config: &aws_config::SdkConfig) -> S3Client {
     S3Client::from_conf(config.build())
 }
 
+/// The largest of ten digits: beyond it keys would no longer sort.
+const MAX_NUMBER: u64 = 9_999_999_999;
+
 /// A prefix in a bucket.
 #[derive(Debug, Clone)]
 pub(crate) struct Storage {
@@ -156,6 +159,10 @@ impl Storage {
         let (mut low, mut high) = (0, 1);
         while self.has_beyond(below, high).await? {
             (low, high) = (high, high * 2);
+            if high > MAX_NUMBER {
+                let context = format!("{} has an object that is not ours", self.uri(below));
+                return Err(Error::new(Kind::CursorInvalid, context).with_hint("move it to another place"));
+            }
         }
         while high - low > 1 {
             let middle = low + (high - low) / 2;

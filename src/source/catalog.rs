@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::session::Session;
 use crate::config::{Config, TableOptions, TableRules};
+use crate::cursor::State;
 use crate::deadline::Deadline;
 use crate::encode::Encoding;
 use crate::error::{Error, Kind};
@@ -16,7 +17,7 @@ use crate::table_name::{TableName, quoted};
 pub(crate) type Found = (TableName, Result<Arc<Table>, Error>);
 
 /// Looks the configured tables up. Those named outright that are missing or unusable are errors; what a pattern brings in
-/// and cannot be used is skipped with a warning.
+/// and cannot be used is skipped with a warning, unless it has a cursor already: then it stands still, which is an error.
 ///
 /// # Errors
 /// As [`Session::error`].
@@ -25,6 +26,7 @@ pub(crate) async fn find_tables(
     config: &Config,
     rules: &TableRules,
     picked: Option<&[TableName]>,
+    state: &State,
     deadline: Deadline,
 ) -> Result<Vec<Found>, Error> {
     let is_wanted = |table: &TableName| picked.is_none_or(|picked| picked.contains(table));
@@ -41,7 +43,7 @@ pub(crate) async fn find_tables(
         let name = relation.name.clone();
         let is_named = rules.outright().any(|name| name == relation.name);
         match table(session, config, relation, options, is_named, deadline).await {
-            Err(error) if !is_outright && error.kind().is_of_table() => {
+            Err(error) if !is_outright && state.cursor(&name).is_none() && is_unusable(&error) => {
                 tracing::warn!(table = %name, error_type = error.kind().name(), error = %error, "table skipped");
             }
             Err(error) if !error.kind().is_of_table() => return Err(error),
@@ -59,6 +61,11 @@ pub(crate) async fn find_tables(
         }
     }
     Ok(found)
+}
+
+/// Whether the table is of a shape that cannot be synced, and not just out of reach now.
+fn is_unusable(error: &Error) -> bool {
+    matches!(error.kind(), Kind::SchemaChanged | Kind::InvalidConfig | Kind::PermissionDenied)
 }
 
 struct Relation {
@@ -104,7 +111,7 @@ async fn relations(
     let rows = session
         .query(
             "select n.nspname::text, c.relname::text, c.oid, c.relkind::text, c.relispartition, \
-                    has_table_privilege(c.oid, 'select'), a.attname::text, a.atttypid, \
+                    coalesce(has_table_privilege(c.oid, 'select'), false), a.attname::text, a.atttypid, \
                     format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), not a.attnotnull, \
                     array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum), \
                     (select n.nspname::text from pg_type t left join pg_type b on b.oid = t.typbasetype \

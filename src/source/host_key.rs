@@ -12,6 +12,9 @@ use russh::keys::{Algorithm, HashAlg, PublicKey};
 
 use crate::error::{Error, Kind};
 
+/// Some hundred keys.
+const MAX_TEXT_BYTES: usize = 32 << 10;
+
 const ACCEPT_ANY: &str = "accept-any";
 const REVOKED: &str = "@revoked";
 const CERT_AUTHORITY: &str = "@cert-authority";
@@ -51,6 +54,10 @@ impl HostKeys {
     /// `kind`, which also tells where the text stood (`InvalidConfig`: `BASTION_HOST_KEY`; else the secret), with the
     /// number of the bad line and never its text.
     pub(crate) fn parse(text: &str, kind: Kind) -> Result<Self, Error> {
+        if text.len() > MAX_TEXT_BYTES {
+            let context = format!("bastion_host_key has {} bytes, more than {MAX_TEXT_BYTES}", text.len());
+            return Err(Error::new(kind, context));
+        }
         let mut keys = Self::default();
         for (index, line) in unescape(text).lines().enumerate() {
             keys.add_line(line).map_err(|refusal| refusal.into_error(index + 1, kind))?;
@@ -86,8 +93,8 @@ impl HostKeys {
         self.accepts_any
     }
 
-    /// Judges the key that the server at `host:port` presented. Nothing outweighs `@revoked`; `accept-any` outweighs a
-    /// pin that does not match, because it was asked for in so many words.
+    /// Judges the key that the server at `host:port` presented. Nothing outweighs `@revoked`, and `accept-any` does not
+    /// outweigh a pin that does not match.
     pub(crate) fn verify(&self, host: &str, port: u16, presented: &PublicKey) -> Verdict {
         if self.is_revoked(presented.key_data()) {
             return Verdict::Revoked;

@@ -22,7 +22,7 @@ const MIN_RSA_BITS: usize = 1024;
 // What deriving a key from a passphrase may cost, so that no input holds an invocation up: seconds, not minutes.
 // `ssh-keygen` makes 16 or 24 rounds, OpenSSL 2048 iterations, or scrypt over 16 MiB.
 const MAX_BCRYPT_ROUNDS: u32 = 1000;
-const MAX_PBKDF2_ITERATIONS: u64 = 10_000_000;
+const MAX_PBKDF2_ITERATIONS: u64 = 1_000_000;
 const MAX_SCRYPT_BYTES: u64 = 64 << 20;
 const MAX_SCRYPT_LANES: u64 = 16;
 

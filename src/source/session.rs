@@ -277,7 +277,8 @@ fn first_row(messages: &[SimpleQueryMessage]) -> Option<Vec<Option<String>>> {
 }
 
 /// Sent as SET and not as start-up parameters, which poolers refuse. With a bastion in between, the server's own TCP
-/// checks watch the bastion only, so that time-outs are all that ends a session of ours that was lost.
+/// checks watch the bastion only, so that these time-outs end a session of ours that was lost; but none ends a backend
+/// that is blocked in sending to a bastion that still holds its end, which the bastion's ClientAliveInterval must do.
 fn settings(bounds: Bounds) -> String {
     let limit_ms = bounds.max_transaction.as_millis();
     format!(

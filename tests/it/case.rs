@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The seed's example table.
+/// The table of the example that this replaces.
 pub(crate) const SAMPLE_USERS: &str = "create table sample_users (
     id text primary key, name text, modified_at timestamptz not null default clock_timestamp())";
 
@@ -31,12 +31,12 @@ impl Case {
         Self { stack, database, admin, prefix }
     }
 
-    /// With `SAMPLE_USERS` and so many rows, of different times in the past.
+    /// With `SAMPLE_USERS` and so many rows, ten of each time in the past.
     pub(crate) async fn with_users(name: &str, count: u32) -> Self {
         let case = Self::new(name).await;
         case.run(SAMPLE_USERS).await;
         case.run(&format!(
-            "insert into sample_users select 'u' || i, 'name ' || i, now() - interval '1 day' + i * interval '1 ms' \
+            "insert into sample_users select 'u' || i, 'name ' || i, now() - interval '1 day' + i / 10 * interval '1 ms' \
              from generate_series(1, {count}) i"
         ))
         .await;
@@ -47,7 +47,7 @@ impl Case {
         self.admin.batch_execute(sql).await.unwrap();
     }
 
-    /// The seed-shaped configuration with a plain Ed25519 key.
+    /// The secret, with a plain Ed25519 key.
     pub(crate) fn configuration(&self) -> Value {
         self.stack.configuration(&self.database, &self.stack.client_key("ed25519"))
     }
@@ -90,7 +90,10 @@ impl Case {
     pub(crate) fn newest(&self, table: &str, key: &str) -> BTreeMap<String, Value> {
         let mut newest: BTreeMap<String, Value> = BTreeMap::new();
         for row in self.rows(table) {
-            let is_newer = |old: &Value| old["_seq"].as_u64() <= row["_seq"].as_u64();
+            let is_newer = |old: &Value| {
+                assert!(old["_seq"] != row["_seq"] || *old == row, "two versions with one _seq: {old} {row}");
+                old["_seq"].as_u64() <= row["_seq"].as_u64()
+            };
             if newest.get(&row[key].to_string()).is_none_or(is_newer) {
                 newest.insert(row[key].to_string(), row);
             }

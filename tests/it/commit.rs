@@ -25,6 +25,8 @@ async fn run_killed_at(case: &Case, request: String) {
     let kill = async {
         hold.seen().await;
         function.kill().await;
+        // Lest the request that is held back arrives after all.
+        proxy.cut();
     };
     let (invocation, ()) = tokio::join!(run, kill);
     assert!(invocation.outcome.is_err());
@@ -37,9 +39,8 @@ fn put_checkpoint(case: &Case) -> String {
 
 fn complete(case: &Case) -> String {
     // CompleteMultipartUpload: `?uploadId=`; beginning an upload has `?uploads`, a part `?partNumber=`.
-    let day = chrono::Utc::now().format("%Y-%m-%d");
-    let key = format!("data/public.sample_users/sync_date={day}/0000000001-00000.ndjson.gz");
-    format!("POST /bastion-sync/{}/{}?uploadId=", case.prefix, key.replace('=', "%3D"))
+    let _ = case;
+    "/0000000001-00000.ndjson.gz?uploadId=".to_owned()
 }
 
 #[tokio::test]

@@ -13,12 +13,10 @@ async fn failure(case: &Case, configuration: &Value, extra: &[(&str, &str)], eve
     let invocation = invoke(&function, event).await;
     assert!(invocation.elapsed < Duration::from_secs(15), "took {:?}", invocation.elapsed);
     let error = invocation.error();
-    let secrets = ["bastion_private_key", "bastion_passphrase", "db_password"];
     let logs = function.logs().join("\n");
-    for secret in secrets.iter().filter_map(|key| configuration[key].as_str()).filter(|value| value.len() > 3)
-    {
+    for secret in secrets(configuration) {
         assert!(
-            !error.message.contains(secret) && !logs.contains(secret),
+            !error.message.contains(&secret) && !logs.contains(&secret),
             "a secret is shown: {}",
             error.message
         );
@@ -29,6 +27,20 @@ async fn failure(case: &Case, configuration: &Value, extra: &[(&str, &str)], eve
     );
     case.assert_nothing_is_written();
     error
+}
+
+/// Passwords, and the private key in any piece that would be recognised: as it stands, and each line of its PEM.
+fn secrets(configuration: &Value) -> Vec<String> {
+    use base64::Engine;
+    let text = |key: &str| configuration[key].as_str().unwrap_or_default().to_owned();
+    let key = text("bastion_private_key");
+    let pem = base64::engine::general_purpose::STANDARD.decode(&key).unwrap_or_default();
+    let pem = String::from_utf8(pem).unwrap_or_default();
+    let mut secrets = vec![text("bastion_passphrase"), text("db_password")];
+    secrets.extend(key.as_bytes().chunks(20).map(|piece| String::from_utf8_lossy(piece).into_owned()));
+    secrets.extend(pem.lines().filter(|line| !line.starts_with('-')).map(str::to_owned));
+    secrets.retain(|secret| secret.len() > 3);
+    secrets
 }
 
 fn assert_error(error: &FunctionError, error_type: &str, told: &[&str]) {
@@ -114,7 +126,8 @@ async fn a_bucket_that_is_not_there_is_told() {
 #[tokio::test]
 async fn a_bucket_that_refuses_us_is_told() {
     let case = Case::with_users("denied", 1).await;
-    let error = failure(&case, &case.configuration(), &[("AWS_SECRET_ACCESS_KEY", "not the key")], &json!({})).await;
+    let error =
+        failure(&case, &case.configuration(), &[("AWS_SECRET_ACCESS_KEY", "not the key")], &json!({})).await;
     assert_error(&error, "StorageDenied", &["checkpoint.json", "s3:PutObject"]);
 }
 
@@ -155,7 +168,7 @@ async fn malformed_events_are_told_before_any_io() {
     ];
     let function = case.function(&env).await;
     let mut nested = json!(1);
-    for _ in 0..100 {
+    for _ in 0..1000 {
         nested = json!([nested]);
     }
     for event in [
@@ -284,9 +297,12 @@ async fn a_tunnel_that_dies_midway_loses_nothing_and_leaves_nothing() {
         assert_error(&error, "TunnelLost", &[]);
     };
     let cut = async {
-        while proxy.bytes_down() < 5_000_000 {
-            tokio::task::yield_now().await;
-        }
+        let is_reading = async {
+            while proxy.bytes_down() < 5_000_000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), is_reading).await.expect("the table is read");
         proxy.cut();
     };
     tokio::join!(run, cut);
@@ -294,6 +310,33 @@ async fn a_tunnel_that_dies_midway_loses_nothing_and_leaves_nothing() {
     proxy.pass();
     assert_eq!(table(&sync(&function).await, "public.big")["rows"], 20_000);
     case.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_never_given_a_password() {
+    let case = Case::with_users("no_tls", 1).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut configuration = case.configuration();
+    configuration["bastion_host"] = Value::Null;
+    configuration["private_port"] = json!(listener.local_addr().unwrap().port());
+    for mode in ["require", "verify-ca", "verify-full"] {
+        configuration["db_sslmode"] = json!(mode);
+        let function = start(case.env(&configuration, &[]).await).await;
+        let server = async {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8];
+            socket.read_exact(&mut request).await.unwrap();
+            socket.write_all(b"N").await.unwrap();
+            let mut rest = Vec::new();
+            let _ = socket.read_to_end(&mut rest).await;
+            rest
+        };
+        let event = json!({});
+        let (sent, invocation) = tokio::join!(server, invoke(&function, &event));
+        assert_error(&invocation.error(), "DatabaseTls", &["no TLS"]);
+        assert_eq!(sent, Vec::<u8>::new(), "{mode}: nothing is sent after the refusal");
+    }
 }
 
 #[tokio::test]

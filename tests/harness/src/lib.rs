@@ -108,7 +108,7 @@ impl Stack {
         Postgres::start(&self.dir, options).await
     }
 
-    /// The secret: the seed's `configuration.json`, with the host keys of the stack's bastion.
+    /// The secret: a `configuration.json`, with the host keys of the stack's bastion.
     pub fn configuration(&self, database: &Database, key: &ClientKey) -> Value {
         let mut configuration = json!({
             "bastion_host": self.bastion.host,

@@ -13,6 +13,23 @@ use tokio::process::{Child, Command};
 
 const ROW_COUNT: u32 = 10_000;
 const PREFIX: &str = "demo";
+const WITHOUT_PROXY: [(&str, &str); 2] =
+    [("NO_PROXY", "127.0.0.1,localhost"), ("no_proxy", "127.0.0.1,localhost")];
+const OWN_VARIABLES: [&str; 13] = [
+    "CONFIG_URI",
+    "DATABASE_SECRET_ID",
+    "BASTION_HOST_KEY",
+    "CURSOR_COLUMN",
+    "COMPRESSION",
+    "TARGET_FILE_MB",
+    "MAX_TRANSACTION_SECONDS",
+    "MAX_ROW_BYTES",
+    "METADATA_COLUMNS",
+    "ON_NEW_DATABASE",
+    "ALLOW_EVENT_SECRETS",
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -57,6 +74,7 @@ async fn main() {
     demo.stack.put_secret("app/wrong-host-key", &configuration).await;
     let watch = demo.watch("app/wrong-host-key", 1).await;
     let error = demo.invoke(&watch, "direct-sync.json").await.expect_err("refused");
+    drop(watch);
     demo.quote("error", &error);
     demo.verdict(error.contains("BastionHostKeyMismatch"), "refused before anything was sent to it");
 
@@ -131,9 +149,14 @@ impl Demo {
             .env("TABLES", "SAMPLE_USERS")
             .env("DOORS", "direct,eventbridge,fivetran")
             .env_remove("BASTION_SYNC_STACK")
+            // What a person has set for a function of their own, or for the way out, is not for this one.
+            .envs(WITHOUT_PROXY)
             .current_dir(&self.root)
             .process_group(0)
             .stdin(Stdio::null());
+        for name in OWN_VARIABLES {
+            command.env_remove(name);
+        }
         let log = self.stack.dir.join(format!("function-{offset}.log"));
         let file = std::fs::File::create(&log).expect("the stack's directory can be written to");
         command.stdout(file.try_clone().expect("a file")).stderr(file);
@@ -158,6 +181,7 @@ impl Demo {
         let output = Command::new("cargo")
             .args(["lambda", "invoke", "bastion-sync", "-A", "127.0.0.1", "-P", &watch.port.to_string()])
             .args(["--data-file", &format!("events/{event}")])
+            .envs(WITHOUT_PROXY)
             .current_dir(&self.root)
             .output()
             .await
