@@ -33,11 +33,11 @@ clean_up() { [ "${#made[@]}" = 0 ] || "${sudo[@]}" rm -f "${made[@]}"; made=(); 
 trap clean_up EXIT
 trap 'exit 130' INT TERM HUP
 
-make_file() { # PATH, MODE: from standard input, for as long as we run, where there is none yet
-  [ -e "$1" ] && return
+make_file() { # PATH, MODE, TEXT: for as long as we run, where there is none yet
+  [ ! -e "$1" ] || return 0
   made+=("$1")
   "${sudo[@]}" mkdir -p "$(dirname "$1")"
-  "${sudo[@]}" tee "$1" >/dev/null
+  printf '%s\n' "$3" | "${sudo[@]}" tee "$1" >/dev/null
   "${sudo[@]}" chmod "$2" "$1"
 }
 
@@ -60,13 +60,13 @@ install_packages() {
   say "installing ${packages[*]} (apt-get)"
   # Debian starts and enables the servers that it installs; the stack runs its own. policy-rc.d forbids the starting.
   if needs openssh-server || needs postgresql; then
-    printf '#!/bin/sh\nexit 101\n' | make_file /usr/sbin/policy-rc.d 755
+    make_file /usr/sbin/policy-rc.d 755 $'#!/bin/sh\nexit 101'
   fi
   if needs postgresql; then
-    echo 'create_main_cluster = false' | make_file /etc/postgresql-common/createcluster.conf 644
+    make_file /etc/postgresql-common/createcluster.conf 644 'create_main_cluster = false'
   fi
   "${sudo[@]}" apt-get update -qq || say "apt-get update had errors; going on with the lists that are there"
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq -o DPkg::Lock::Timeout=300 \
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
     -o Dpkg::Options::=--force-confold "${packages[@]}" >&2
   clean_up
   # Only what this call has brought in.
