@@ -139,13 +139,22 @@ impl Ledger {
         if changes.is_empty() {
             return Ok(());
         }
+        let (began, commit_count) = (Instant::now(), changes.len());
+        self.commit_changes(changes).await?;
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(commit_count, elapsed_ms, "committed");
+        Ok(())
+    }
+
+    async fn commit_changes(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         match &mut self.keeper {
             Keeper::Checkpoint(checkpoint) => {
                 if let Err(error) = checkpoint.swap(self.state.database.as_ref(), &changes).await {
                     abort(checkpoint.storage(), &changes).await;
                     return Err(error);
                 }
-                self.state.tables.extend(changes.into_iter().map(|change| (change.table, change.after)));
+                // With what other runs have committed meanwhile.
+                self.state = checkpoint.state().clone();
                 checkpoint.publish().await
             }
             Keeper::Caller(storage) => {
