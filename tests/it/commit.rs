@@ -128,6 +128,51 @@ async fn a_run_killed_after_completing_leaves_nothing_to_do() {
 }
 
 #[tokio::test]
+async fn runs_killed_at_every_kind_of_request_lose_nothing_and_leave_no_half_commit() {
+    let case = Case::with_users("killed_anywhere", 200).await;
+    let path = |below: &str| format!("PUT /bastion-sync/{}/{below}", case.prefix);
+    for (round, request) in [
+        "?uploads ".to_owned(),
+        "partNumber=1".to_owned(),
+        put_checkpoint(&case),
+        "-00000.ndjson.gz?uploadId=".to_owned(),
+        path("schemas/"),
+        path("manifests/"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let change = format!("name = 'round {round}', modified_at = clock_timestamp()");
+        case.run(&format!("update sample_users set {change} where id in ('u{round}', 'u50')")).await;
+        case.run(&format!("insert into sample_users values ('n{round}', 'new')")).await;
+        run_killed_at(&case, request).await;
+        assert_manifests_name_complete_objects(&case);
+    }
+    sync(&case.function(&[]).await).await;
+    case.assert_users_are_complete().await;
+    // And nothing is visible that no commit names.
+    let named = assert_manifests_name_complete_objects(&case);
+    let visible: Vec<String> = case.objects("data/").into_iter().map(|(key, _)| key).collect();
+    assert_eq!(named, visible);
+}
+
+/// Asserts the second half of I3; the objects that are named, in the order of their keys.
+fn assert_manifests_name_complete_objects(case: &Case) -> Vec<String> {
+    let objects = case.objects("data/");
+    let mut named = Vec::new();
+    for manifest in case.manifests() {
+        for object in manifest["objects"].as_array().unwrap() {
+            let (key, bytes) = (object["key"].as_str().unwrap(), object["object_bytes"].as_u64().unwrap());
+            let body = objects.iter().find(|(known, _)| known == key).map(|(_, body)| body.len() as u64);
+            assert_eq!(body, Some(bytes), "{key}");
+            named.push(key.to_owned());
+        }
+    }
+    named.sort();
+    named
+}
+
+#[tokio::test]
 async fn uploads_that_vanished_after_the_commit_are_read_again() {
     let case = Case::with_users("vanished", 100).await;
     run_killed_at(&case, complete(&case)).await;
