@@ -1,6 +1,7 @@
 //! One page: its rows out of COPY, through the encoder, into the output; and the position after it.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -21,6 +22,9 @@ use crate::text::hex;
 
 /// Rows are handed on in pieces of this size.
 const BUFFER_BYTES: usize = 128 << 10;
+
+/// How long the output may take for a piece before the page ends.
+const STALL: Duration = Duration::from_secs(5);
 
 /// Where the reading of a page must stop.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +62,9 @@ pub(crate) enum Cut {
     Bytes,
     /// A row does not fit into the answer any more.
     AnswerFull,
+    /// The output does not take rows any more for now, and must not keep the server's transaction open, nor the tunnel
+    /// unread: then the bastion's keepalives would go unanswered.
+    Stall,
     /// The server gave up after some rows, which are good: a conflict on a standby, a shutdown.
     Fault,
 }
@@ -83,7 +90,7 @@ impl From<Error> for PageFault {
 /// # Errors
 /// The kinds of `Session::error`, `RowTooLarge`, `UnencodableValue`, and the output's.
 pub(crate) async fn read(
-    session: &Session,
+    session: &mut Session,
     page: &Page<'_>,
     encoder: &RowEncoder,
     output: &mut Output,
@@ -122,7 +129,7 @@ struct Buffer {
 }
 
 impl Reader<'_> {
-    async fn run(&mut self, session: &Session) -> Result<(), PageFault> {
+    async fn run(&mut self, session: &mut Session) -> Result<(), PageFault> {
         let sql = self.page.rows()?;
         // The server answers to COPY with its first row only, after it has sorted.
         let start = timeout(self.time_left(), Copy::start(session, &sql, self.bounds.deadline)).await;
@@ -143,7 +150,13 @@ impl Reader<'_> {
             let Some(tuple) = tuple.map_err(row_fault)? else { break };
             self.row(&tuple)?;
             if self.buffer.json.len() >= BUFFER_BYTES {
-                self.hand_on().await?;
+                match self.hand_on_beside(copy).await? {
+                    Some(going_on) => copy = going_on,
+                    None => {
+                        self.read.cut = Some(Cut::Stall);
+                        break;
+                    }
+                }
             }
         }
         self.read.streaming = began.elapsed();
@@ -178,6 +191,17 @@ impl Reader<'_> {
             self.read.cut = Some(Cut::Bytes);
         }
         Ok(())
+    }
+
+    /// Hands the rows on while the COPY waits; `None` if that took so long that the COPY was given up.
+    async fn hand_on_beside<'c>(&mut self, copy: Copy<'c>) -> Result<Option<Copy<'c>>, PageFault> {
+        let mut hand_on = pin!(self.hand_on());
+        if let Ok(outcome) = timeout(STALL, &mut hand_on).await {
+            return outcome.map(|()| Some(copy));
+        }
+        tracing::warn!("the output is slow, ending the page");
+        copy.give_up();
+        hand_on.await.map(|()| None)
     }
 
     async fn hand_on(&mut self) -> Result<(), PageFault> {

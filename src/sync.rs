@@ -385,7 +385,7 @@ impl<'a> Run<'a> {
         let will_repeat = match read.cut {
             Some(Cut::Transaction) => true,
             Some(Cut::Deadline) => self.row_count == 0 && self.completed_count == 0,
-            Some(Cut::Bytes | Cut::AnswerFull | Cut::Fault) | None => false,
+            Some(Cut::Bytes | Cut::AnswerFull | Cut::Stall | Cut::Fault) | None => false,
         };
         if read.rows > 0 || !will_repeat {
             return Ok(());

@@ -14,9 +14,9 @@ use crate::error::{Error, Kind};
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
-/// A COPY under way. Dropping it before its end leaves the connection draining: close the connection then.
+/// A COPY under way. Dropped before its end it leaves the connection draining: give it up then.
 pub(crate) struct Copy<'a> {
-    session: &'a Session,
+    session: &'a mut Session,
     stream: Pin<Box<CopyOutStream>>,
     is_header_read: bool,
     limit: Duration,
@@ -33,12 +33,23 @@ impl<'a> Copy<'a> {
     ///
     /// # Errors
     /// As [`Session::error`].
-    pub(crate) async fn start(session: &'a Session, query: &str, deadline: Deadline) -> Result<Self, Error> {
+    pub(crate) async fn start(
+        session: &'a mut Session,
+        query: &str,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
         let limit = session.statement_limit(deadline);
         let sql = format!("copy ({query}) to stdout (format binary)");
         let stream = timeout(limit, session.client()?.copy_out(sql.as_str())).await;
         let stream = stream.map_err(|_| stalled(limit))?.map_err(|error| session.error(&error))?;
         Ok(Self { session, stream: Box::pin(stream), is_header_read: false, limit })
+    }
+
+    /// Ends it before its end, and with it the connection: the rest would still be sent, and the lock held for as long.
+    pub(crate) fn give_up(self) {
+        let Self { session, stream, .. } = self;
+        drop(stream);
+        session.give_up();
     }
 
     /// The next row: int16 field count, then for each field int32 length (-1: null) and bytes. The server sends one

@@ -393,6 +393,46 @@ async fn no_session_is_left_at_the_bastion_after_success_or_failure() {
 }
 
 #[tokio::test]
+async fn a_stalled_s3_ends_the_page_and_not_the_sync() {
+    let case = Case::new("stalled_s3").await;
+    case.run("create table big (id int primary key, modified_at timestamptz not null, body text)").await;
+    case.run(
+        "insert into big select i, '2026-01-01Z', repeat(md5(i::text), 60) from generate_series(1, 30000) i",
+    )
+    .await;
+    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://").parse().unwrap();
+    let proxy = Proxy::start(endpoint).await;
+    let url = format!("http://{}", proxy.addr);
+    let function = case.function(&[("AWS_ENDPOINT_URL_S3", &url), ("COMPRESSION", "none")]).await;
+    let event = json!({});
+    let run = invoke(&function, &event);
+    let copies = "select count(*) from pg_stat_activity where datname = current_database() and query like 'copy%' \
+                  and application_name like 'bastion-sync/%'";
+    let stall = async {
+        // The first part has begun.
+        while proxy.bytes_up() < 1_000_000 {
+            tokio::task::yield_now().await;
+        }
+        proxy.stall();
+        // Until the page is given up, which takes 5 s of standing still.
+        while case.admin.query_one(copies, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        proxy.pass();
+    };
+    let (invocation, stalled) = tokio::join!(run, tokio::time::timeout(Duration::from_secs(30), stall));
+    stalled.expect("no transaction stays open while S3 stands still");
+    let answer = invocation.answer();
+    assert_eq!((&answer["failed"], &table(&answer, "public.big")["rows"]), (&json!(0), &json!(30_000)));
+    assert_eq!(case.newest("public.big", "id").len(), 30_000);
+    assert!(
+        function.logs().iter().any(|line| line.contains("ending the page")),
+        "the page should have ended"
+    );
+    case.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn bastion_host_null_goes_straight() {
     let case = Case::with_users("straight", 3).await;
     let mut configuration = case.configuration();
