@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::config::{Config, TableRules, TableSource};
-use crate::credentials::{self, Credentials, Secrets};
+use crate::credentials::{self, Secrets};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 use crate::request::Request;
 use crate::sink::storage::{self, S3Client, Storage};
+use crate::source::access::Credentials;
 use crate::source::session::{Bounds, Session};
 
 const SECRETS_TIMEOUT: Duration = Duration::from_secs(30);

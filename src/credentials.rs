@@ -3,7 +3,6 @@
 //! The bastion's secret is the `configuration.json` of Fivetran's Python example as it is, plus the bastion's host key; a second secret in the
 //! shape that RDS keeps may hold the database's part. No content of a secret ever reaches an error: only names of keys.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,61 +14,13 @@ use crate::aws::Fault;
 use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::request::Hidden;
+use crate::source::access::{Bastion, Credentials, Database, SslMode};
 use crate::source::host_key::HostKeys;
-use crate::source::private_key::{self, PrivateKey};
+use crate::source::private_key;
 
 /// Long enough to spare the calls of a schedule that ticks every minute; a rotation is noticed at once all the same,
 /// because a hop that refuses makes us read again.
 const KEPT_FOR: Duration = Duration::from_secs(300);
-
-/// Everything that opens the way to the database.
-#[derive(Debug)]
-pub(crate) struct Credentials {
-    /// `None`: straight TCP, inside the VPC.
-    pub(crate) bastion: Option<Bastion>,
-    pub(crate) database: Database,
-}
-
-pub(crate) struct Bastion {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) user: String,
-    pub(crate) key: Arc<PrivateKey>,
-    pub(crate) host_keys: HostKeys,
-}
-
-impl fmt::Debug for Bastion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bastion({}:{})", self.host, self.port)
-    }
-}
-
-pub(crate) struct Database {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) user: String,
-    pub(crate) password: String,
-    pub(crate) name: String,
-    pub(crate) sslmode: SslMode,
-    /// PEM certificates to trust instead of the system's.
-    pub(crate) ca_certificate: Option<String>,
-}
-
-impl fmt::Debug for Database {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Database({}:{})", self.host, self.port)
-    }
-}
-
-/// libpq's sslmode; `allow` is not offered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SslMode {
-    Disable,
-    Prefer,
-    Require,
-    VerifyCa,
-    VerifyFull,
-}
 
 /// The secrets of one container: fetched when first needed, again after five minutes, and when a hop refuses them.
 #[derive(Debug)]

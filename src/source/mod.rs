@@ -1,5 +1,6 @@
 //! The way to the rows: tunnel, session, catalog, COPY.
 
+pub(crate) mod access;
 pub(crate) mod catalog;
 pub(crate) mod copy;
 mod guard;

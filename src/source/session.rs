@@ -13,10 +13,10 @@ use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
+use super::access::{Credentials, Database, SslMode};
 use super::guard::{Guard, Refused};
 use super::ssh::{End, Tunnel};
 use super::{Stream, tcp, tls};
-use crate::credentials::{Credentials, Database, SslMode};
 use crate::cursor::DatabaseId;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};

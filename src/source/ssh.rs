@@ -11,9 +11,9 @@ use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKeyWithHashAlg, PublicK
 use russh::{ChannelOpenFailure, Disconnect, Preferred, cipher, compression, kex, mac};
 use tokio::time::timeout;
 
+use super::access::Bastion;
 use super::host_key::{HostKeys, Verdict, refusal};
 use super::{Stream, tcp};
-use crate::credentials::Bastion;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 

@@ -14,7 +14,7 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Stream;
-use crate::credentials::{Database, SslMode};
+use super::access::{Database, SslMode};
 use crate::error::{Error, Kind};
 
 /// What the server is asked for before the start-up message (protocol 3.0, `SSLRequest`).
