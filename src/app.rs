@@ -1,9 +1,7 @@
 //! What an invocation works with: the clients, which live as long as the container, and what this one call brought.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::timeout;
+use std::time::Instant;
 
 use crate::config::{Config, TableRules, TableSource};
 use crate::credentials::{self, Secrets};
@@ -13,8 +11,7 @@ use crate::request::Request;
 use crate::sink::storage::{self, S3Client, Storage};
 use crate::source::access::Credentials;
 use crate::source::session::{Bounds, Session};
-
-const SECRETS_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::text::elapsed_ms;
 
 /// The container's clients.
 #[derive(Debug)]
@@ -92,19 +89,15 @@ impl Call<'_> {
 /// # Errors
 /// The kinds of secrets, bastion and database.
 pub(crate) async fn open_session(call: &Call<'_>) -> Result<Session, Error> {
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let secrets = call.request.secrets.as_ref().filter(|_| call.config.allows_event_secrets);
     let session = match secrets {
         Some(secrets) => call.open(Arc::new(credentials::from_event(secrets, call.config)?)).await?,
         None => {
-            let limit = call.deadline.at_most(SECRETS_TIMEOUT);
-            let silent = |_| Error::new(Kind::SecretsUnavailable, "secrets manager does not answer");
-            let credentials = timeout(limit, call.app.secrets.get(call.config)).await.map_err(silent)??;
-            match call.open(credentials).await {
+            let secrets = &call.app.secrets;
+            match call.open(secrets.get(call.config, call.deadline).await?).await {
                 Err(error) if may_be_outdated(error.kind()) => {
-                    let limit = call.deadline.at_most(SECRETS_TIMEOUT);
-                    let renewed =
-                        timeout(limit, call.app.secrets.renewed(call.config)).await.map_err(silent)??;
+                    let renewed = secrets.renewed(call.config, call.deadline).await?;
                     let Some(credentials) = renewed else { return Err(error) };
                     tracing::info!("the secret has changed, trying once more");
                     call.open(credentials).await?
@@ -113,8 +106,7 @@ pub(crate) async fn open_session(call: &Call<'_>) -> Result<Session, Error> {
             }
         }
     };
-    let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(elapsed_ms, database = session.database_id.name, "session open");
+    tracing::info!(elapsed_ms = elapsed_ms(began), database = session.database_id.name, "session open");
     Ok(session)
 }
 

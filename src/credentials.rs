@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use aws_sdk_secretsmanager::Client;
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::aws::Fault;
 use crate::config::Config;
+use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 use crate::request::Hidden;
 use crate::source::access::{Bastion, Credentials, Database, SslMode};
@@ -21,6 +23,8 @@ use crate::source::private_key;
 /// Long enough to spare the calls of a schedule that ticks every minute; a rotation is noticed at once all the same,
 /// because a hop that refuses makes us read again.
 const KEPT_FOR: Duration = Duration::from_secs(300);
+
+const GET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The secrets of one container: fetched when first needed, again after five minutes, and when a hop refuses them.
 #[derive(Debug)]
@@ -45,12 +49,12 @@ impl Secrets {
     ///
     /// # Errors
     /// `SecretDenied`, `SecretsUnavailable`, `SecretMalformed`, `InvalidConfig`.
-    pub(crate) async fn get(&self, config: &Config) -> Result<Arc<Credentials>, Error> {
+    pub(crate) async fn get(&self, config: &Config, deadline: Deadline) -> Result<Arc<Credentials>, Error> {
         let mut kept = self.kept.lock().await;
         match &*kept {
             Some(kept) if kept.fetched.elapsed() < KEPT_FOR => Ok(Arc::clone(&kept.credentials)),
             _ => {
-                let fresh = self.fetch(config, kept.as_ref()).await?;
+                let fresh = self.fetch(config, kept.as_ref(), deadline).await?;
                 Ok(Arc::clone(&kept.insert(fresh).credentials))
             }
         }
@@ -60,21 +64,25 @@ impl Secrets {
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub(crate) async fn renewed(&self, config: &Config) -> Result<Option<Arc<Credentials>>, Error> {
+    pub(crate) async fn renewed(
+        &self,
+        config: &Config,
+        deadline: Deadline,
+    ) -> Result<Option<Arc<Credentials>>, Error> {
         let mut kept = self.kept.lock().await;
-        let fresh = self.fetch(config, kept.as_ref()).await?;
+        let fresh = self.fetch(config, kept.as_ref(), deadline).await?;
         let is_same = kept.as_ref().is_some_and(|kept| kept.versions == fresh.versions);
         let credentials = Arc::clone(&kept.insert(fresh).credentials);
         Ok(if is_same { None } else { Some(credentials) })
     }
 
-    async fn fetch(&self, config: &Config, kept: Option<&Kept>) -> Result<Kept, Error> {
+    async fn fetch(&self, config: &Config, kept: Option<&Kept>, deadline: Deadline) -> Result<Kept, Error> {
         let Some(id) = &config.bastion_secret_id else {
             return Err(Error::new(Kind::InvalidConfig, "BASTION_SECRET_ID is not set"));
         };
-        let (bastion, database) = tokio::try_join!(self.secret(id), async {
+        let (bastion, database) = tokio::try_join!(self.secret(id, deadline), async {
             match &config.database_secret_id {
-                Some(id) => self.secret(id).await.map(Some),
+                Some(id) => self.secret(id, deadline).await.map(Some),
                 None => Ok(None),
             }
         })?;
@@ -91,8 +99,12 @@ impl Secrets {
         Ok(Kept { fetched: Instant::now(), versions, credentials })
     }
 
-    async fn secret(&self, id: &str) -> Result<Secret, Error> {
-        let output = self.client.get_secret_value().secret_id(id).send().await.map_err(|error| {
+    async fn secret(&self, id: &str, deadline: Deadline) -> Result<Secret, Error> {
+        let get = self.client.get_secret_value().secret_id(id).send();
+        let output = timeout(deadline.at_most(GET_TIMEOUT), get).await.map_err(|_| {
+            Error::new(Kind::SecretsUnavailable, format!("secret `{id}`: secrets manager does not answer"))
+        })?;
+        let output = output.map_err(|error| {
             let fault = Fault::of(&error);
             let context = format!("secret `{id}`");
             if fault.is_refusal() {

@@ -21,7 +21,6 @@ use crate::request::{Action, Door};
 use crate::sink::checkpoint::Checkpoint;
 use crate::sink::fivetran::Inserts;
 use crate::sync::sync;
-use crate::table::Table;
 
 /// Step Functions takes 256 KiB.
 const MAX_ANSWER_BYTES: usize = 200_000;
@@ -86,8 +85,7 @@ async fn invocation(
             match request.door {
                 Door::Fivetran => {
                     let state = request.state.clone().map_or_else(|| json!({}), |state| state.0);
-                    let tables: Vec<&Table> = checked.tables.iter().map(Arc::as_ref).collect();
-                    Inserts::default().into_answer(&state, &tables, false)
+                    Inserts::default().into_answer(&state, &checked.tables, false)
                 }
                 Door::Direct | Door::EventBridge => raw(&checked.to_value()),
             }
@@ -140,8 +138,7 @@ fn fivetran_answer(outcome: Outcome) -> Result<Box<RawValue>, Error> {
     if let Some(error) = outcome.reports.into_iter().find_map(|report| report.outcome.err()) {
         return Err(error);
     }
-    let tables: Vec<&Table> = outcome.tables.iter().map(Arc::as_ref).collect();
-    outcome.inserts.into_answer(&outcome.state.to_value(), &tables, outcome.has_more)
+    outcome.inserts.into_answer(&outcome.state.to_value(), &outcome.tables, outcome.has_more)
 }
 
 fn raw(value: &Value) -> Result<Box<RawValue>, Error> {

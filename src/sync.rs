@@ -26,7 +26,7 @@ use crate::sink::table_writer::{Format, TableWriter};
 use crate::source::catalog::{Found, find_tables};
 use crate::source::session::Session;
 use crate::table::Table;
-use crate::text::timestamp;
+use crate::text::{elapsed_ms, timestamp};
 
 /// The first page of a table is about a second's work. One that travels in an answer ends by its size before that.
 const FIRST_PAGE_ROWS: u64 = 20_000;
@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
         let tables: Vec<Arc<Table>> =
             found.iter().filter_map(|(_, table)| table.as_ref().ok().cloned()).collect();
         if self.call.request.door == Door::Fivetran {
-            fivetran::check_names(&tables.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
+            fivetran::check_names(&tables)?;
         }
         for (name, table) in in_turn(found, self.ledger.state()) {
             if self.is_over() {
@@ -533,8 +533,4 @@ fn in_turn(mut found: Vec<Found>, state: &State) -> Vec<Found> {
 /// A conflict, a time-out or a shutdown before the page's first row: another try on a new connection may pass.
 fn is_passing(fault: &PageFault) -> bool {
     fault.error.kind() == Kind::DatabaseUnavailable && fault.rows_before == 0
-}
-
-fn elapsed_ms(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

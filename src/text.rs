@@ -1,12 +1,18 @@
-//! How our documents write times and hashes.
+//! How our documents and logs write times and hashes.
 
 use std::fmt::Write;
+use std::time::Instant;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
 /// A time: UTC, six digits, `Z`.
 pub(crate) fn timestamp(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// The time since then, for a log's `elapsed_ms`.
+pub(crate) fn elapsed_ms(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Lower-case hexadecimal.

@@ -80,11 +80,15 @@ impl Checkpoint {
         if checkpoint.etag.is_none() && storage.has_any("manifests/").await? {
             return Err(Error::new(
                 Kind::CursorInvalid,
-                format!("{} is missing although {} has manifests", storage.uri(KEY), storage.uri("manifests/")),
+                format!(
+                    "{} is missing although {} has manifests",
+                    storage.uri(KEY),
+                    storage.uri("manifests/")
+                ),
             )
             .with_hint(
-"restore its newest version from the bucket's versions; or, to read everything again, choose another \
-                 prefix in OUTPUT_URI, or delete data/ and manifests/ below this one",
+                "restore its newest version from the bucket's versions; or, to read everything again, choose \
+                 another prefix in OUTPUT_URI, or delete data/ and manifests/ below this one",
             ));
         }
         checkpoint.redo().await?;
@@ -290,8 +294,7 @@ async fn publish(storage: &Storage, publication: &Publication) -> Result<Complet
             return Ok(Completion::Gone);
         }
     }
-    let json = |value: Value| serde_json::to_vec_pretty(&value).expect("a value has string keys only");
-    let schema = json(publication.schema.clone());
+    let schema = serde_json::to_vec_pretty(&publication.schema).expect("a schema has string keys only");
     storage.put(&publication.schema_key, schema, Condition::Absent).await?;
     let manifest = serde_json::to_vec_pretty(&publication.manifest).expect("a manifest has string keys only");
     storage.put(&publication.manifest_key, manifest, Condition::Always).await?;

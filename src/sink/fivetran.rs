@@ -1,6 +1,7 @@
 //! Fivetran's answer, where rows travel in the answer itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -70,7 +71,7 @@ impl Inserts {
     pub(crate) fn into_answer(
         self,
         state: &Value,
-        tables: &[&Table],
+        tables: &[Arc<Table>],
         has_more: bool,
     ) -> Result<Box<RawValue>, Error> {
         let schema: BTreeMap<String, Value> = tables
@@ -108,7 +109,7 @@ fn name(table: &TableName) -> String {
 ///
 /// # Errors
 /// `InvalidConfig`, naming both.
-pub(crate) fn check_names(tables: &[&Table]) -> Result<(), Error> {
+pub(crate) fn check_names(tables: &[Arc<Table>]) -> Result<(), Error> {
     let names: Vec<String> = tables.iter().map(|table| name(&table.name)).collect();
     check_distinct("tables", &names)?;
     for table in tables {

@@ -8,6 +8,7 @@ use crate::config::OnNewDatabase;
 use crate::cursor::{DatabaseId, State, TableCursor};
 use crate::error::{Error, Kind};
 use crate::table_name::TableName;
+use crate::text::elapsed_ms;
 
 /// A long run commits in between, so that a crash costs little.
 const GROUP_AGE: Duration = Duration::from_secs(60);
@@ -141,8 +142,7 @@ impl Ledger {
         }
         let (began, commit_count) = (Instant::now(), changes.len());
         self.commit_changes(changes).await?;
-        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(commit_count, elapsed_ms, "committed");
+        tracing::info!(commit_count, elapsed_ms = elapsed_ms(began), "committed");
         Ok(())
     }
 

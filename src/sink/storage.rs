@@ -143,8 +143,18 @@ impl Storage {
 
     /// Whether any object's key begins so.
     pub(crate) async fn has_any(&self, key_prefix: &str) -> Result<bool, Error> {
-        let list =
-            self.client.list_objects_v2().bucket(&self.at.bucket).prefix(self.full(key_prefix)).max_keys(1);
+        self.has_after(key_prefix, "").await
+    }
+
+    /// Whether any object's key begins so and comes after `key_prefix` with `rest`.
+    async fn has_after(&self, key_prefix: &str, rest: &str) -> Result<bool, Error> {
+        let list = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.at.bucket)
+            .prefix(self.full(key_prefix))
+            .set_start_after((!rest.is_empty()).then(|| self.full(&format!("{key_prefix}{rest}"))))
+            .max_keys(1);
         let output = list.send().await.map_err(|error| self.error(key_prefix, Fault::of(&error)))?;
         Ok(!output.contents().is_empty())
     }
@@ -173,15 +183,7 @@ impl Storage {
 
     /// Whether there is a number greater than this one.
     async fn has_beyond(&self, below: &str, number: u64) -> Result<bool, Error> {
-        let list = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.at.bucket)
-            .prefix(self.full(below))
-            .start_after(self.full(&format!("{below}{number:010}.json")))
-            .max_keys(1);
-        let output = list.send().await.map_err(|error| self.error(below, Fault::of(&error)))?;
-        Ok(!output.contents().is_empty())
+        self.has_after(below, &format!("{number:010}.json")).await
     }
 
     /// Begins an upload.

@@ -223,13 +223,12 @@ impl Connection {
             }
         };
         let limit = deadline.at_most(LOGIN_TIMEOUT);
-        let connection =
-            timeout(limit, async { login(stream, tunnel, database, application_name, bounds).await })
-                .await
-                .map_err(|_| {
-                    let context = format!("login at the database timed out after {} ms", limit.as_millis());
-                    Error::new(Kind::DatabaseUnreachable, context)
-                })??;
+        let connection = timeout(limit, login(stream, tunnel, database, application_name, bounds))
+            .await
+            .map_err(|_| {
+            let context = format!("login at the database timed out after {} ms", limit.as_millis());
+            Error::new(Kind::DatabaseUnreachable, context)
+        })??;
         let id = connection.prepare(bounds, limit).await?;
         Ok((connection, id))
     }

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{Database, Function, FunctionOptions, Invocation, Stack};
+use harness::bastion::BastionAddress;
+use harness::{Database, Function, FunctionOptions, Invocation, Proxy, Stack};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -50,6 +51,28 @@ impl Case {
     /// The secret, with a plain Ed25519 key.
     pub(crate) fn configuration(&self) -> Value {
         self.stack.configuration(&self.database, &self.stack.client_key("ed25519"))
+    }
+
+    /// The same through another bastion.
+    pub(crate) fn configuration_for(&self, bastion: &BastionAddress) -> Value {
+        let mut configuration = self.configuration();
+        configuration["bastion_port"] = json!(bastion.port);
+        configuration["bastion_host_key"] = json!(bastion.known_hosts.join("\n"));
+        configuration
+    }
+
+    /// The same with a proxy before the bastion, whose key is pinned for any address.
+    pub(crate) fn configuration_through(&self, proxy: &Proxy) -> Value {
+        let mut configuration = self.configuration();
+        configuration["bastion_port"] = json!(proxy.addr.port());
+        configuration["bastion_host_key"] = json!(self.stack.bastion.fingerprints.join(","));
+        configuration
+    }
+
+    /// A proxy before the stack's bastion.
+    pub(crate) async fn bastion_proxy(&self) -> Proxy {
+        let bastion = &self.stack.bastion;
+        Proxy::start(format!("{}:{}", bastion.host, bastion.port).parse().unwrap()).await
     }
 
     /// The environment for a configuration, with `TABLES=public.*` unless overridden; an empty value removes.

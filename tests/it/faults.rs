@@ -1,9 +1,8 @@
 //! What goes wrong, and what an operator is told: a named error with the way out, within 15 seconds, nothing written.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use harness::{BastionOptions, FunctionError, Proxy};
+use harness::{BastionOptions, FunctionError};
 use serde_json::{Value, json};
 
 use crate::case::{Case, invoke, start, sync, table};
@@ -206,7 +205,7 @@ async fn a_dead_bastion_is_told() {
     let error = failure(&case, &configuration, &[], &json!({})).await;
     assert_error(&error, "BastionUnreachable", &["bastion 127.0.0.1:9", "bastion_port"]);
     // Something that accepts and says nothing.
-    let proxy = Proxy::start(address(&case.stack.bastion.host, case.stack.bastion.port)).await;
+    let proxy = case.bastion_proxy().await;
     proxy.stall();
     configuration["bastion_port"] = json!(proxy.addr.port());
     let error = failure(&case, &configuration, &[], &json!({})).await;
@@ -223,9 +222,7 @@ async fn a_bastion_that_prohibits_forwarding_is_told() {
             ..BastionOptions::default()
         })
         .await;
-    let mut configuration = case.configuration();
-    configuration["bastion_port"] = json!(bastion.address.port);
-    configuration["bastion_host_key"] = json!(bastion.address.known_hosts.join("\n"));
+    let configuration = case.configuration_for(&bastion.address);
     let error = failure(&case, &configuration, &[], &json!({})).await;
     assert_error(&error, "BastionPolicy", &["prohibits forwarding", "PermitOpen 127.0.0.1:"]);
 }
@@ -235,9 +232,7 @@ async fn a_bastion_without_a_safe_algorithm_is_told_with_both_lists() {
     let case = Case::with_users("algorithms", 1).await;
     let config = vec!["Ciphers aes256-cbc".to_owned()];
     let bastion = case.stack.start_bastion(BastionOptions { config, ..BastionOptions::default() }).await;
-    let mut configuration = case.configuration();
-    configuration["bastion_port"] = json!(bastion.address.port);
-    configuration["bastion_host_key"] = json!(bastion.address.known_hosts.join("\n"));
+    let configuration = case.configuration_for(&bastion.address);
     let error = failure(&case, &configuration, &[], &json!({})).await;
     assert_error(&error, "BastionPolicy", &["aes128-gcm@openssh.com", "aes256-cbc"]);
 }
@@ -252,9 +247,7 @@ async fn a_dead_database_behind_the_bastion_is_told() {
             ..BastionOptions::default()
         })
         .await;
-    let mut configuration = case.configuration();
-    configuration["bastion_port"] = json!(bastion.address.port);
-    configuration["bastion_host_key"] = json!(bastion.address.known_hosts.join("\n"));
+    let mut configuration = case.configuration_for(&bastion.address);
     configuration["private_port"] = json!("9");
     let error = failure(&case, &configuration, &[], &json!({})).await;
     assert_error(&error, "DatabaseUnreachable", &["127.0.0.1:9", "private_port"]);
@@ -287,10 +280,8 @@ async fn a_tunnel_that_dies_midway_loses_nothing_and_leaves_nothing() {
         "insert into big select i, '2026-01-01', repeat(md5(i::text), 60) from generate_series(1, 20000) i",
     )
     .await;
-    let proxy = Proxy::start(address(&case.stack.bastion.host, case.stack.bastion.port)).await;
-    let mut configuration = case.configuration();
-    configuration["bastion_port"] = json!(proxy.addr.port());
-    configuration["bastion_host_key"] = json!(host_key(&configuration));
+    let proxy = case.bastion_proxy().await;
+    let configuration = case.configuration_through(&proxy);
     let function = case.function_for(&configuration, &[]).await;
     let run = async {
         let error = invoke(&function, &json!({})).await.error();
@@ -366,14 +357,4 @@ async fn a_refused_plain_password_request_never_sends_the_password() {
     let (sent, invocation) = tokio::join!(server, invoke(&function, &event));
     assert_error(&invocation.error(), "DatabaseAuthFailed", &["clear text"]);
     assert!(!String::from_utf8_lossy(&sent).contains(&password));
-}
-
-fn address(host: &str, port: u16) -> SocketAddr {
-    format!("{host}:{port}").parse().unwrap()
-}
-
-/// The configuration's host key for any host and port.
-fn host_key(configuration: &Value) -> String {
-    let line = configuration["bastion_host_key"].as_str().unwrap();
-    line.split_whitespace().skip(1).take(2).collect::<Vec<_>>().join(" ")
 }

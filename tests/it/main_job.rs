@@ -345,12 +345,9 @@ async fn the_time_limit_ends_the_page_and_the_next_run_goes_on() {
     case.run("insert into slow select i, '2026-01-01'::timestamptz + i * interval '1 s', repeat(md5(i::text), 40) from generate_series(1, 60000) i").await;
     // With a round trip of 200 ms the tunnel's window of 8 MB lets about 20 MB a second through, of 80.
     case.run("create index on slow (modified_at, id)").await;
-    let bastion = &case.stack.bastion;
-    let proxy = Proxy::start(format!("{}:{}", bastion.host, bastion.port).parse().unwrap()).await;
+    let proxy = case.bastion_proxy().await;
     proxy.delay(Duration::from_millis(100), Duration::from_millis(100));
-    let mut configuration = case.configuration();
-    configuration["bastion_port"] = json!(proxy.addr.port());
-    configuration["bastion_host_key"] = json!(bastion.fingerprints.join(","));
+    let configuration = case.configuration_through(&proxy);
     let function = case.function_for(&configuration, &[("COMPRESSION", "none")]).await;
     let (mut runs, mut rows) = (0, 0);
     loop {
@@ -374,9 +371,7 @@ async fn the_time_limit_ends_the_page_and_the_next_run_goes_on() {
 async fn no_session_is_left_at_the_bastion_after_success_or_failure() {
     let case = Case::with_users("sessions", 3).await;
     let bastion = case.stack.start_bastion(harness::BastionOptions::default()).await;
-    let mut configuration = case.configuration();
-    configuration["bastion_port"] = json!(bastion.address.port);
-    configuration["bastion_host_key"] = json!(bastion.address.known_hosts.join("\n"));
+    let mut configuration = case.configuration_for(&bastion.address);
     let good = case.function_for(&configuration, &[]).await;
     configuration["db_password"] = json!("not the password");
     let bad = case.function_for(&configuration, &[]).await;
