@@ -62,7 +62,7 @@ impl Checked {
                 "table": table.name.to_string(),
                 "columns": table.columns.len(),
                 "primary_key": table.key_names(),
-                "cursor_column": table.columns[table.cursor].name,
+                "cursor_column": table.cursor_column().map(|column| &column.name),
             })
         };
         json!({"ok": true, "tables": self.tables.iter().map(table).collect::<Vec<_>>()})

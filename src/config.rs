@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -24,6 +24,10 @@ pub(crate) struct Config {
     pub(crate) tables: TableSource,
     /// Columns to look for, in this order; the first that a table has is its cursor.
     pub(crate) cursor_columns: Vec<String>,
+    /// How much older than its transaction a cursor value may be, and how far the server's clock may step back.
+    pub(crate) cursor_slack: TimeDelta,
+    /// After so many windows of a table every row of it is looked at.
+    pub(crate) audit_every: Option<u64>,
     pub(crate) compression: Compression,
     /// An object is closed when it has reached this size, compressed.
     pub(crate) target_file_bytes: u64,
@@ -192,6 +196,10 @@ impl Config {
             cursor_columns: env
                 .parsed("CURSOR_COLUMN", parse_columns)
                 .unwrap_or_else(|| vec!["modified_at".to_owned(), "updated_at".to_owned()]),
+            cursor_slack: TimeDelta::seconds(
+                env.number("CURSOR_SLACK_SECONDS", 5..=31_536_000).unwrap_or(300).cast_signed(),
+            ),
+            audit_every: env.number("AUDIT_EVERY", 1..=1_000_000),
             compression: env.parsed("COMPRESSION", parse_compression).unwrap_or(Compression::Gzip),
             target_file_bytes: env.number("TARGET_FILE_MB", 1..=4096).unwrap_or(64) << 20,
             max_transaction: Duration::from_secs(

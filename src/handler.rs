@@ -72,7 +72,7 @@ async fn invocation(
     tracing::info!(door = request.door.name(), action = ?request.action, "invocation begins");
     let call = Call { app, config: &config, request: &request, deadline, sync_id };
     match request.action {
-        Action::Sync => {
+        Action::Sync | Action::Audit => {
             let outcome = sync(&call).await?;
             metrics::emit(&outcome);
             match request.door {
@@ -124,13 +124,17 @@ fn answer(call: &Call<'_>, outcome: &Outcome) -> Value {
 }
 
 fn whole_answer(call: &Call<'_>, outcome: &Outcome) -> Value {
-    json!({
+    let mut answer = json!({
         "has_more": outcome.has_more,
         "sync_id": call.sync_id,
         "failed": outcome.failed_count(),
         "state": outcome.state.to_value(),
         "tables": outcome.reports.iter().map(Report::to_value).collect::<Vec<_>>(),
-    })
+    });
+    if !outcome.notes.is_empty() {
+        answer["notes"] = json!(outcome.notes);
+    }
+    answer
 }
 
 fn fivetran_answer(outcome: Outcome) -> Result<Box<RawValue>, Error> {

@@ -11,6 +11,7 @@ pub(crate) fn emit(outcome: &Outcome) {
     let sum = |value: fn(&TableDone) -> u64| outcome.done().map(value).sum::<u64>();
     // Without any completed window there is no lag to tell: a 0 would look fresh, and a missing value raises the alarm.
     let largest_lag = outcome.done().filter_map(|done| done.lag_seconds).reduce(f64::max);
+    let largest_hold_back = outcome.done().filter_map(|done| done.hold_back_seconds).reduce(f64::max);
     let unit = |name: &str, unit: &str| json!({"Name": name, "Unit": unit});
     let function = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
     let mut line = json!({
@@ -21,7 +22,7 @@ pub(crate) fn emit(outcome: &Outcome) {
                 "Dimensions": [["FunctionName"]],
                 "Metrics": [
                     unit("RowCount", "Count"), unit("ByteCount", "Bytes"), unit("FailedTableCount", "Count"),
-                    unit("LagSeconds", "Seconds"),
+                    unit("LagSeconds", "Seconds"), unit("HoldBackSeconds", "Seconds"), unit("MissedRowCount", "Count"),
                 ],
             }],
         },
@@ -30,8 +31,13 @@ pub(crate) fn emit(outcome: &Outcome) {
         "ByteCount": sum(|done| done.bytes),
         "FailedTableCount": outcome.failed_count(),
     });
-    if let Some(lag) = largest_lag {
-        line["LagSeconds"] = json!(lag);
+    let optional = [("LagSeconds", largest_lag), ("HoldBackSeconds", largest_hold_back)];
+    for (name, value) in optional.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+        line[name] = json!(value);
+    }
+    let missed = outcome.done().filter_map(|done| done.missed);
+    if let Some(count) = missed.reduce(|a, b| a + b) {
+        line["MissedRowCount"] = json!(count);
     }
     println!("{line}");
 }

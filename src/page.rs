@@ -1,6 +1,6 @@
-//! One page: its rows out of COPY, through the encoder, into the output; and the position after it.
+//! One page: its rows out of COPY, past the filter, through the encoder, into the output; and the position after it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use crate::cursor::{After, Position};
+use crate::cursor::{After, Filter, Place, Position};
 use crate::deadline::Deadline;
 use crate::encode::{Encoding, RowEncoder, RowError};
 use crate::error::{Error, Kind};
@@ -34,6 +34,8 @@ pub(crate) struct Bounds {
     pub(crate) ends: Instant,
     /// Of NDJSON; the row that reaches it is still taken.
     pub(crate) max_bytes: u64,
+    /// Ids from here on are of interest.
+    pub(crate) xmin: u64,
     /// Whether the output has no row of this run yet, so that a row that does not fit will never fit.
     pub(crate) is_output_empty: bool,
 }
@@ -41,10 +43,18 @@ pub(crate) struct Bounds {
 /// What was read and handed on.
 #[derive(Default)]
 pub(crate) struct PageRead {
+    /// Rows that the server sent.
+    pub(crate) received: u64,
+    /// Those that the filter let through.
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
-    /// The last row's JSON, which holds the position.
+    /// Rows that the cursor column would have missed.
+    pub(crate) missed: u64,
+    /// The ids of the rows, from the snapshot's `xmin` on.
+    pub(crate) xids: HashSet<u64>,
+    /// The last row's JSON, which holds the position, and its place.
     last_row: Vec<u8>,
+    last_place: Place,
     /// From the first row to the last: without the server's sort or scan before it.
     pub(crate) streaming: Duration,
     /// `None`: the server had no more rows for the page. Else we stopped in the middle of the COPY, and the connection
@@ -67,6 +77,13 @@ pub(crate) enum Cut {
     Stall,
     /// The server gave up after some rows, which are good: a conflict on a standby, a shutdown.
     Fault,
+}
+
+impl Cut {
+    /// Whether it is because the time is over: more rows would have come.
+    pub(crate) fn is_of_time(self) -> bool {
+        matches!(self, Self::Deadline | Self::Transaction)
+    }
 }
 
 /// A page that failed. The connection must be given up.
@@ -92,16 +109,17 @@ impl From<Error> for PageFault {
 pub(crate) async fn read(
     session: &mut Session,
     page: &Page<'_>,
+    filter: Filter<'_>,
     encoder: &RowEncoder,
     output: &mut Output,
     bounds: Bounds,
 ) -> Result<PageRead, PageFault> {
-    let mut reader =
-        Reader { page, encoder, output, bounds, read: PageRead::default(), buffer: Buffer::default() };
+    let (read, buffer) = (PageRead::default(), Buffer::default());
+    let mut reader = Reader { page, filter, encoder, output, bounds, read, buffer };
     let outcome = reader.run(session).await;
-    let rows_before = reader.read.rows + reader.buffer.rows;
+    let rows_before = reader.read.received + reader.buffer.received;
     match outcome {
-        Err(fault) if fault.error.kind() == Kind::DatabaseUnavailable && reader.read.rows > 0 => {
+        Err(fault) if fault.error.kind() == Kind::DatabaseUnavailable && reader.read.received > 0 => {
             tracing::warn!(table = %page.table.name, error = %fault.error, "page ended early");
             reader.read.cut = Some(Cut::Fault);
             Ok(reader.read)
@@ -113,6 +131,7 @@ pub(crate) async fn read(
 
 struct Reader<'a> {
     page: &'a Page<'a>,
+    filter: Filter<'a>,
     encoder: &'a RowEncoder,
     output: &'a mut Output,
     bounds: Bounds,
@@ -124,8 +143,13 @@ struct Reader<'a> {
 #[derive(Default)]
 struct Buffer {
     json: Vec<u8>,
+    received: u64,
     rows: u64,
+    missed: u64,
     last_start: usize,
+    last_place: Place,
+    /// The last row, if the filter held it back: the position is after it all the same.
+    held_back: Option<Vec<u8>>,
 }
 
 impl Reader<'_> {
@@ -173,23 +197,34 @@ impl Reader<'_> {
 
     /// Encodes one row, or cuts the page before or after it.
     fn row(&mut self, tuple: &[u8]) -> Result<(), PageFault> {
-        let json = &mut self.buffer.json;
-        let start = json.len();
-        self.encoder.write(tuple, json).map_err(|fault| unencodable(self.page.table, fault))?;
+        let unencodable = |fault| unencodable(self.page.table, fault);
+        let system = self.encoder.system_values(tuple).map_err(unencodable)?;
+        let buffer = &mut self.buffer;
+        let start = buffer.json.len();
+        let json = &mut buffer.json;
+        self.encoder.write(tuple, json).map_err(unencodable)?;
         let row_bytes = json.len() - start;
-        if json.len() > self.output.room() {
-            if self.bounds.is_output_empty && self.read.rows + self.buffer.rows == 0 {
+        let xid = self.filter.xid(system.xmin);
+        if !self.filter.admits(xid) {
+            buffer.held_back = Some(json.split_off(start));
+        } else if json.len() > self.output.room() {
+            if self.bounds.is_output_empty && self.read.rows + buffer.rows == 0 {
                 return Err(too_large(format!("a row of {row_bytes} bytes does not fit into an answer")));
             }
             json.truncate(start);
             self.read.cut = Some(Cut::AnswerFull);
             return Ok(());
+        } else {
+            (buffer.last_start, buffer.held_back) = (start, None);
+            buffer.rows += 1;
+            buffer.missed += u64::from(system.is_missed);
+            self.read.xids.extend((xid >= self.bounds.xmin).then_some(xid));
+            if self.read.bytes + json.len() as u64 >= self.bounds.max_bytes {
+                self.read.cut = Some(Cut::Bytes);
+            }
         }
-        self.buffer.last_start = start;
-        self.buffer.rows += 1;
-        if self.read.bytes + json.len() as u64 >= self.bounds.max_bytes {
-            self.read.cut = Some(Cut::Bytes);
-        }
+        buffer.received += 1;
+        buffer.last_place = Place(system.place.0, system.place.1);
         Ok(())
     }
 
@@ -206,13 +241,19 @@ impl Reader<'_> {
 
     async fn hand_on(&mut self) -> Result<(), PageFault> {
         let buffer = std::mem::take(&mut self.buffer);
-        if buffer.rows == 0 {
+        if buffer.received == 0 {
             return Ok(());
         }
-        self.output.write(&self.page.table.name, &buffer.json, buffer.rows).await?;
+        if buffer.rows > 0 {
+            self.output.write(&self.page.table.name, &buffer.json, buffer.rows).await?;
+        }
         self.read.last_row.clear();
-        self.read.last_row.extend_from_slice(&buffer.json[buffer.last_start..]);
+        let last_row = buffer.held_back.as_deref().unwrap_or(&buffer.json[buffer.last_start..]);
+        self.read.last_row.extend_from_slice(last_row);
+        self.read.last_place = buffer.last_place;
+        self.read.received += buffer.received;
         self.read.rows += buffer.rows;
+        self.read.missed += buffer.missed;
         self.read.bytes += buffer.json.len() as u64;
         let mut json = buffer.json;
         json.clear();
@@ -222,30 +263,34 @@ impl Reader<'_> {
 }
 
 impl PageRead {
-    /// The position after the page: the last row's cursor and key, read back from its JSON.
+    /// The position after the page: the last row's place; or its cursor and key, read back from its JSON.
     ///
     /// # Errors
     /// `Internal`.
     pub(crate) fn position(&self, page: &Page<'_>) -> Result<Position, Error> {
-        if self.rows == 0 {
+        if self.received == 0 {
             return Ok(page.position.clone());
         }
         let table = page.table;
         let unreadable =
             || Error::new(Kind::Internal, format!("the position in table {} cannot be read", table.name));
-        let row: HashMap<String, &RawValue> =
-            serde_json::from_slice(&self.last_row).map_err(|_| unreadable())?;
-        let value = |i: &usize| {
-            let column = &table.columns[*i];
-            row.get(&column.name)
-                .and_then(|json| literal_text(json.get(), &column.encoding))
-                .ok_or_else(unreadable)
+        let values = |columns: &[usize]| {
+            let row: HashMap<String, &RawValue> =
+                serde_json::from_slice(&self.last_row).map_err(|_| unreadable())?;
+            let value = |i: &usize| {
+                let column = &table.columns[*i];
+                row.get(&column.name)
+                    .and_then(|json| literal_text(json.get(), &column.encoding))
+                    .ok_or_else(unreadable)
+            };
+            columns.iter().map(value).collect::<Result<Vec<String>, Error>>()
         };
-        let key = table.key.iter().map(value).collect::<Result<Vec<String>, Error>>()?;
         Ok(match page.position {
-            Position::Unset { .. } => Position::Unset { key: Some(key) },
-            Position::Set { .. } => {
-                Position::Set { after: Some(After { cursor: value(&table.cursor)?, key }) }
+            Position::Scan { leaf, .. } => Position::Scan { leaf: *leaf, after: self.last_place },
+            Position::Unset { .. } => Position::Unset { key: Some(values(&table.key)?) },
+            Position::Range { .. } => {
+                let cursor = values(&[table.cursor.ok_or_else(unreadable)?])?.remove(0);
+                Position::Range { after: Some(After { cursor, key: values(&table.key)? }) }
             }
         })
     }

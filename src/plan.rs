@@ -1,29 +1,26 @@
-//! The SQL of a page: table, position and bounds in, text out. Pure.
+//! The SQL of a page: table, window and bounds in, text out; and the reading of what a transaction's first query says. Pure.
 //!
 //! COPY takes no parameters, so values go through one typed literal function; names come from the catalog and are quoted.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Deserialize;
 
-use crate::cursor::Position;
-use crate::encode::Cast;
+use crate::cursor::{Condition, Doubt, Leaves, Lsn, Place, Position, Snapshot, TableCursor, low, next};
+use crate::encode::{Cast, SystemColumns};
 use crate::error::{Error, Kind};
 use crate::table::{Column, CursorKind, Table};
 use crate::table_name::quoted;
 use crate::text::timestamp;
 
-/// One page: the next `max_rows` rows of a table after `position`, up to the window's end.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Page<'a> {
-    pub(crate) table: &'a Table,
-    pub(crate) position: &'a Position,
-    /// t0 of the window, by the database's clock.
-    pub(crate) until: DateTime<Utc>,
-    pub(crate) max_rows: u64,
-}
+/// Of a table's blocks, unless its server was built otherwise.
+const BLOCK_BYTES: u64 = 8192;
+
+/// A column without a time zone may have been written in any.
+const ZONES: TimeDelta = TimeDelta::hours(26);
 
 /// Begins a page's transaction: read-only, one snapshot, the table locked against a rewrite before the snapshot is taken;
-/// gives the database's clock, and the oid and columns of what the name now means.
-pub(crate) fn begin(table: &Table) -> String {
+/// and says what [`Transaction`] reads.
+pub(crate) fn begin(table: &Table, cursor: &TableCursor, log: Log) -> String {
     let name = table.name.to_sql();
     let lock =
         if table.is_lockable { format!("lock table {name} in access share mode; ") } else { String::new() };
@@ -36,22 +33,173 @@ pub(crate) fn begin(table: &Table) -> String {
     } else {
         format!("; set local search_path = pg_catalog{schemas}")
     };
+    let lsn = match log {
+        Log::Written => "pg_current_wal_insert_lsn()",
+        Log::Replayed => "pg_last_wal_replay_lsn()",
+        Log::Hidden => "null",
+    };
+    // Of ids beyond 2³², of which a row has the lower half only, those in progress. On a standby nobody holds the locks.
+    let locked = match log {
+        Log::Replayed => "null",
+        Log::Written | Log::Hidden => {
+            "case when pg_snapshot_xmax(pg_current_snapshot())::text::numeric > 4294967296 then (select \
+             coalesce(string_agg(transactionid::text, ' '), '') from pg_locks where locktype = 'transactionid' and granted \
+             and mode = 'ExclusiveLock') end"
+        }
+    };
     format!(
         "begin isolation level repeatable read read only; {lock}\
-         select now(), c.oid, (select string_agg(attname || ' ' || atttypid, E'\\n' order by attnum) from pg_attribute \
-         where attrelid = c.oid and attnum > 0 and not attisdropped) \
-         from pg_class c where c.oid = '{}'::regclass{path}",
-        name.replace('\'', "''")
+         select c.oid, (select string_agg(attname || ' ' || atttypid, E'\\n' order by attnum) from pg_attribute \
+         where attrelid = c.oid and attnum > 0 and not attisdropped), \
+         pg_current_snapshot(), age('3'::xid), {lsn}, {unset}, {locked}, \
+         (with recursive tree (oid) as (select c.oid union all select i.inhrelid from pg_inherits i join tree on \
+         i.inhparent = tree.oid where not i.inhdetachpending) \
+         select json_agg(json_build_object('oid', l.oid::bigint, 'kind', l.relkind, 'file', pg_relation_filenode(l.oid)::bigint, \
+         'bytes', pg_relation_size(l.oid), 'is_readable', has_table_privilege(l.oid, 'select'), \
+         'name', format('%I.%I', n.nspname, l.relname)) order by l.oid) from tree join pg_class l using (oid) \
+         join pg_namespace n on n.oid = l.relnamespace where l.relkind <> 'p') \
+         from pg_class c where c.oid = {name_literal}::regclass{path}",
+        unset = unset_probe(table, cursor),
+        name_literal = quoted_text(&name),
     )
 }
 
+/// Whether any row without a time of its own may have to be delivered; more is asked for than `plan` knows here.
+fn unset_probe(table: &Table, cursor: &TableCursor) -> String {
+    let Some(column) = table.cursor_column().filter(|_| table.options.start.is_none() && table.is_indexed) else {
+        return "null".to_owned();
+    };
+    let newer = cursor.snapshot.map_or_else(String::new, |snapshot| {
+        format!(" and age(t.xmin) between 1 and age('{}'::xid)", low(snapshot.xmin))
+    });
+    format!("exists (select from {} as t where {}{newer})", table.name.to_sql(), is_unset(column))
+}
+
+fn is_unset(cursor: &Column) -> String {
+    let name = column(&cursor.name);
+    if cursor.nullable {
+        format!("({name} is null or {name} = '-infinity')")
+    } else {
+        format!("{name} = '-infinity'")
+    }
+}
+
+/// Which end of the write-ahead log the server tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Log {
+    Written,
+    /// By a standby.
+    Replayed,
+    Hidden,
+}
+
+/// What a transaction's first query says.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    pub(crate) snapshot: Snapshot,
+    /// The next id to be given out, as `age` in this transaction has it.
+    pub(crate) next: u64,
+    /// Where the log ended after the snapshot.
+    pub(crate) lsn: Option<Lsn>,
+    pub(crate) has_unset: bool,
+    pub(crate) doubt: Doubt,
+    pub(crate) leaves: Vec<Leaf>,
+}
+
+/// A relation that holds rows of a table: the table itself, or a partition.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Leaf {
+    pub(crate) oid: u32,
+    /// `r`: a table.
+    kind: String,
+    file: Option<u32>,
+    pub(crate) bytes: u64,
+    /// Whether SELECT is granted on itself, and not through its root only.
+    is_readable: bool,
+    /// As SQL.
+    name: String,
+}
+
+impl Leaf {
+    pub(crate) fn blocks(&self) -> u32 {
+        u32::try_from(self.bytes / BLOCK_BYTES).unwrap_or(u32::MAX)
+    }
+}
+
+impl Transaction {
+    /// Reads the answer to [`begin`].
+    ///
+    /// # Errors
+    /// `SchemaChanged` for a table that is not the one that was found before, or has a foreign partition.
+    pub(crate) fn read(table: &Table, log: Log, field: impl Fn(usize) -> Option<String>) -> Result<Self, Error> {
+        let text = |i| field(i).unwrap_or_default();
+        if text(0) != table.oid.to_string() || text(1) != table.fingerprint {
+            return Err(Error::new(Kind::SchemaChanged, format!("table {} was altered meanwhile", table.name))
+                .with_hint("the next run reads it as it is then"));
+        }
+        let unreadable = |what: &str| Error::new(Kind::Internal, format!("the server's {what} cannot be read"));
+        let (snapshot, in_progress) = Snapshot::parse(&text(2)).ok_or_else(|| unreadable("snapshot"))?;
+        let age = text(3).parse().map_err(|_| unreadable("age of a transaction"))?;
+        let locked: Option<Vec<u32>> = match field(6) {
+            // Not asked for: no id is beyond 2³². A standby cannot say.
+            None => (log != Log::Replayed).then(Vec::new),
+            Some(list) => list.split_whitespace().map(|xid| xid.parse().ok()).collect(),
+        };
+        let leaves: Vec<Leaf> =
+            serde_json::from_str(&text(7)).map_err(|_| unreadable("list of partitions"))?;
+        if let Some(foreign) = leaves.iter().find(|leaf| leaf.kind != "r") {
+            let context = format!("{} has the partition {}, which is not a table", table.name, foreign.name);
+            return Err(Error::new(Kind::SchemaChanged, context)
+                .with_hint("what lies in another server cannot be read without loss; name the other partitions"));
+        }
+        Ok(Self {
+            snapshot,
+            next: next(snapshot, age),
+            lsn: field(4).and_then(|lsn| lsn.parse().ok()),
+            has_unset: text(5) == "t",
+            doubt: Doubt::new(snapshot, &in_progress, locked.as_deref()),
+            leaves,
+        })
+    }
+
+    pub(crate) fn files(&self) -> Leaves {
+        self.leaves.iter().map(|leaf| (leaf.oid, leaf.file.unwrap_or(0))).collect()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.leaves.iter().map(|leaf| leaf.bytes).sum()
+    }
+}
+
+/// One page: the next rows after `position`.
+#[derive(Debug, Clone)]
+pub(crate) struct Page<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) position: &'a Position,
+    /// What the server can leave out.
+    pub(crate) condition: Condition,
+    /// Of a range: from here on. Of a scan: what is older would not have been found by its cursor column.
+    pub(crate) bound: Option<DateTime<Utc>>,
+    /// Of a scan: the leaf, and the block where the page ends.
+    pub(crate) leaf: Option<(&'a Leaf, u32)>,
+    pub(crate) max_rows: u64,
+}
+
 impl Page<'_> {
-    /// The page's rows with all their columns.
+    /// What stands before the table's columns.
+    pub(crate) fn system_columns(&self) -> SystemColumns {
+        SystemColumns { has_place: self.leaf.is_some(), has_missed: self.missed().is_some() }
+    }
+
+    /// The page's rows: system columns, then the table's.
     ///
     /// # Errors
     /// `CursorInvalid` for a position that does not fit the table.
     pub(crate) fn rows(&self) -> Result<String, Error> {
-        let columns: Vec<String> = self.table.columns.iter().map(selected).collect();
+        let mut columns = vec!["t.xmin".to_owned()];
+        columns.extend(self.leaf.map(|_| "t.ctid".to_owned()));
+        columns.extend(self.missed());
+        columns.extend(self.table.columns.iter().map(selected));
         Ok(format!("select {} {}", columns.join(", "), self.body()?))
     }
 
@@ -61,75 +209,71 @@ impl Page<'_> {
     /// As [`Self::rows`].
     pub(crate) fn place(&self, offset: u64) -> Result<String, Error> {
         Ok(format!(
-            "select place from (select tableoid::regclass::text || ' ctid ' || ctid::text as place {}) as page \
+            "select place from (select t.tableoid::regclass::text || ' ctid ' || t.ctid::text as place {}) as page \
              offset {offset} limit 1",
             self.body()?
         ))
     }
 
+    /// In a scan, whether a row is one that the cursor column would have missed.
+    fn missed(&self) -> Option<String> {
+        let (cursor, bound) = (self.table.cursor_column()?, self.bound.filter(|_| self.leaf.is_some())?);
+        let name = column(&cursor.name);
+        // A time at all, and before the range.
+        Some(format!("coalesce({name} < {} and {name} > '-infinity', false)", self.table.bound(bound)))
+    }
+
     fn body(&self) -> Result<String, Error> {
         let table = self.table;
-        let cursor = column(&table.columns[table.cursor].name);
         let key: Vec<String> = table.key.iter().map(|i| column(&table.columns[*i].name)).collect();
         let key = key.join(", ");
-        let (condition, order) = match self.position {
-            Position::Unset { key: last } => {
-                let unset = format!("({cursor} is null or not isfinite({cursor}))");
-                let condition = match last {
-                    None => unset,
-                    Some(last) => format!("{unset} and ({key}) > ({})", self.key_literals(last)?),
-                };
-                (condition, key)
+        let mut source = table.name.to_sql();
+        let mut conditions = Vec::new();
+        let mut order = String::new();
+        if let (Some(cursor), Some(start)) = (table.cursor_column(), table.options.start) {
+            conditions.push(format!("{} >= {}", column(&cursor.name), table.time(start, TimeDelta::zero())));
+        }
+        match (self.position, table.cursor_column()) {
+            (Position::Range { after }, Some(cursor)) => {
+                let name = column(&cursor.name);
+                let bound = self.bound.map_or_else(|| "'-infinity'".to_owned(), |bound| table.bound(bound));
+                conditions.push(format!("{name} >= {bound}"));
+                if let Some(after) = after {
+                    let value = literal(&after.cursor, &cursor.literal_type)?;
+                    conditions.push(format!("({name}, {key}) > ({value}, {})", self.key_literals(&after.key)?));
+                }
+                order = format!(" order by {name}, {key}");
             }
-            Position::Set { after } => {
-                let from = match (after, table.options.start) {
-                    (Some(after), _) => {
-                        let value = literal(&after.cursor, &table.columns[table.cursor].literal_type)?;
-                        format!("({cursor}, {key}) > ({value}, {})", self.key_literals(&after.key)?)
+            (Position::Unset { key: last }, Some(cursor)) => {
+                conditions.push(is_unset(cursor));
+                if let Some(last) = last {
+                    conditions.push(format!("({key}) > ({})", self.key_literals(last)?));
+                }
+                order = format!(" order by {key}");
+            }
+            (Position::Scan { after: Place(block, offset), .. }, _) => {
+                if let Some((leaf, end)) = self.leaf {
+                    match leaf.is_readable {
+                        true => source = format!("only {}", leaf.name),
+                        // Through the root, whose other partitions are then looked at in vain.
+                        false => conditions.push(format!("t.tableoid = {}", leaf.oid)),
                     }
-                    (None, Some(start)) => format!("{cursor} >= {}", self.cursor_time(start, "")),
-                    (None, None) => format!("{cursor} > '-infinity'"),
-                };
-                (format!("{from} and {cursor} {}", self.until()), format!("{cursor}, {key}"))
+                    conditions.push(format!("t.ctid > '({block},{offset})' and t.ctid < '({end},0)'"));
+                }
             }
-        };
-        Ok(format!(
-            "from {} as t where {condition} order by {order} limit {}",
-            table.name.to_sql(),
-            self.max_rows
-        ))
-    }
-
-    /// The window's upper bound. A timestamp without a zone is taken for UTC: where it is ahead of that it comes later by as
-    /// much, whereas a bound in the future would let a single row carry the position past those to come. A date stays the
-    /// same for a whole day, so a position inside it would pass over later changes: only days that are over everywhere are
-    /// read.
-    fn until(&self) -> String {
-        match self.table.cursor_kind {
-            CursorKind::Timestamptz | CursorKind::Timestamp => {
-                format!("<= {}", self.cursor_time(self.until, ""))
+            (Position::Range { .. } | Position::Unset { .. }, None) => {
+                return Err(misfit(format!("the state's position in {} needs a cursor column", table.name)));
             }
-            CursorKind::Date => format!("< {}", self.cursor_time(self.until, " - interval '12 hours'")),
         }
-    }
-
-    /// A time, shifted, as the cursor column's type.
-    fn cursor_time(&self, time: DateTime<Utc>, shift: &str) -> String {
-        let time = timestamp(time);
-        match self.table.cursor_kind {
-            CursorKind::Timestamptz => format!("'{time}'::timestamptz"),
-            CursorKind::Timestamp => format!("('{time}'::timestamptz at time zone 'UTC'{shift})"),
-            CursorKind::Date => format!("('{time}'::timestamptz at time zone 'UTC'{shift})::date"),
-        }
+        conditions.extend(by_xid(&self.condition));
+        let conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") };
+        Ok(format!("from {source} as t where {conditions}{order} limit {}", self.max_rows))
     }
 
     fn key_literals(&self, values: &[String]) -> Result<String, Error> {
         if values.len() != self.table.key.len() {
-            return Err(Error::new(
-                Kind::CursorInvalid,
-                format!("the state's position in {} has another number of key columns", self.table.name),
-            )
-            .with_hint("resync the table"));
+            let context = format!("the state's position in {} has another number of key columns", self.table.name);
+            return Err(misfit(context));
         }
         let literals: Result<Vec<String>, Error> = values
             .iter()
@@ -137,6 +281,61 @@ impl Page<'_> {
             .map(|(value, i)| literal(value, &self.table.columns[*i].literal_type))
             .collect();
         Ok(literals?.join(", "))
+    }
+}
+
+/// The ids from the snapshot's `xmin` on among the rows that a window may deliver, as one text. `bound`: of a range.
+pub(crate) fn visible(table: &Table, bound: Option<DateTime<Utc>>, is_scan: bool, distance: u64) -> String {
+    let name = table.name.to_sql();
+    let from = |condition: &str| {
+        format!("select t.xmin from {name} as t where {condition}age(t.xmin) between 1 and {distance}")
+    };
+    let rows = match (table.cursor_column().filter(|_| !is_scan), bound) {
+        (Some(cursor), Some(bound)) => {
+            let in_range = format!("{} >= {} and ", column(&cursor.name), table.bound(bound));
+            let unset = format!("{} and ", is_unset(cursor));
+            format!("{} union all {}", from(&in_range), from(&unset))
+        }
+        _ => from(""),
+    };
+    format!("select string_agg(xmin::text, ' ') from (select distinct xmin from ({rows}) as t) as t")
+}
+
+/// `age` is int4 and turns negative beyond 2³¹, as it is for rows long frozen: so older is always "not newer".
+fn by_xid(condition: &Condition) -> Vec<String> {
+    let newer = |distance: u64| format!("age(t.xmin) between 1 and {distance}");
+    let any = |xids: &[u32]| {
+        let xids: Vec<String> = xids.iter().map(u32::to_string).collect();
+        format!("t.xmin = any('{{{}}}'::xid[])", xids.join(","))
+    };
+    let mut sql = Vec::new();
+    sql.extend(condition.newer.map(newer));
+    if !condition.except.is_empty() {
+        // As `not`, it would become `<> all`, which PostgreSQL 14 does not hash.
+        sql.push(format!("({}) is not true", any(&condition.except)));
+    }
+    if let Some((distance, visible)) = &condition.frozen {
+        let older = format!("not ({})", newer(*distance));
+        sql.push(if visible.is_empty() { older } else { format!("({older} or {})", any(visible)) });
+    }
+    sql
+}
+
+impl Table {
+    /// Where a range begins. A column without a time zone is looked at from more than a day before: what was delivered is not
+    /// delivered again.
+    fn bound(&self, bound: DateTime<Utc>) -> String {
+        self.time(bound, ZONES)
+    }
+
+    /// A time as the cursor column's type, less `zones` where that has no time zone.
+    fn time(&self, time: DateTime<Utc>, zones: TimeDelta) -> String {
+        let in_utc = || timestamp(time.checked_sub_signed(zones).unwrap_or(time)).replace('Z', "");
+        match self.cursor_kind {
+            CursorKind::Timestamptz => format!("'{}'::timestamptz", timestamp(time)),
+            CursorKind::Timestamp => format!("'{}'::timestamp", in_utc()),
+            CursorKind::Date => format!("'{}'::date", &in_utc()[..10]),
+        }
     }
 }
 
@@ -154,14 +353,21 @@ fn selected(selected: &Column) -> String {
     }
 }
 
-/// A value of the state as SQL. `standard_conforming_strings` is on in our sessions, so a quote is all that ends a string;
-/// `type_name` comes from the catalog.
+/// A value of the state as SQL; `type_name` comes from the catalog.
 fn literal(value: &str, type_name: &str) -> Result<String, Error> {
     if value.contains('\0') {
-        return Err(Error::new(Kind::CursorInvalid, "a position in the state holds a NUL character")
-            .with_hint("resync the table"));
+        return Err(misfit("a position in the state holds a NUL character"));
     }
-    Ok(format!("'{}'::{type_name}", value.replace('\'', "''")))
+    Ok(format!("{}::{type_name}", quoted_text(value)))
+}
+
+/// `standard_conforming_strings` is on in our sessions, so a quote is all that ends a string.
+fn quoted_text(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn misfit(context: impl Into<String>) -> Error {
+    Error::new(Kind::CursorInvalid, context).with_hint("resync the table")
 }
 
 #[cfg(test)]
@@ -178,7 +384,7 @@ mod tests {
             Column {
                 name: name.into(),
                 type_name: literal_type.into(),
-                nullable: false,
+                nullable: name == "at",
                 literal_type: literal_type.into(),
                 cast,
                 encoding,
@@ -193,8 +399,10 @@ mod tests {
                 made("at", "timestamp with time zone", &Type::TIMESTAMPTZ),
             ],
             key: vec![0],
-            cursor: 2,
+            cursor: Some(2),
             cursor_kind,
+            is_indexed: true,
+            is_subscribed: false,
             operator_schemas: Vec::new(),
             fingerprint: String::new(),
             is_lockable: true,
@@ -202,39 +410,82 @@ mod tests {
         }
     }
 
-    fn rows(table: &Table, position: &Position) -> Result<String, Error> {
-        let until = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
-        Page { table, position, until, max_rows: 10 }.rows()
+    fn rows(table: &Table, position: &Position, condition: Condition) -> Result<String, Error> {
+        let bound = DateTime::from_timestamp(1_800_000_000, 0);
+        Page { table, position, condition, bound, leaf: None, max_rows: 10 }.rows()
     }
 
     #[test]
     fn a_page_continues_after_the_last_row_in_the_order_of_cursor_and_key() {
-        let after = After { cursor: "2026-01-01T00:00:00.000000Z".into(), key: vec!["17".into()] };
-        let sql = rows(&table(CursorKind::Timestamptz), &Position::Set { after: Some(after) }).expect("fits");
+        let after = After { cursor: "2027-01-15T09:00:00.000000Z".into(), key: vec!["17".into()] };
+        let position = Position::Range { after: Some(after) };
+        let condition = Condition { newer: Some(9), except: vec![7, 8], frozen: Some((5, vec![6])) };
+        let sql = rows(&table(CursorKind::Timestamptz), &position, condition).expect("fits");
         assert_eq!(
             sql,
-            "select t.\"id\", t.\"cash\"::text, t.\"at\" from \"public\".\"users\" as t where (t.\"at\", t.\"id\") > \
-             ('2026-01-01T00:00:00.000000Z'::timestamp with time zone, '17'::bigint) and t.\"at\" <= \
-             '2027-01-15T08:00:00.000000Z'::timestamptz order by t.\"at\", t.\"id\" limit 10"
+            "select t.xmin, t.\"id\", t.\"cash\"::text, t.\"at\" from \"public\".\"users\" as t where \
+             t.\"at\" >= '2027-01-15T08:00:00.000000Z'::timestamptz and (t.\"at\", t.\"id\") > \
+             ('2027-01-15T09:00:00.000000Z'::timestamp with time zone, '17'::bigint) and \
+             age(t.xmin) between 1 and 9 and (t.xmin = any('{7,8}'::xid[])) is not true and \
+             (not (age(t.xmin) between 1 and 5) or t.xmin = any('{6}'::xid[])) order by t.\"at\", t.\"id\" limit 10"
         );
     }
 
     #[test]
-    fn a_backfill_takes_null_and_infinite_values_first() {
-        let sql = rows(&table(CursorKind::Date), &Position::Unset { key: None }).expect("fits");
-        assert!(
-            sql.contains("where (t.\"at\" is null or not isfinite(t.\"at\")) order by t.\"id\""),
-            "{sql}"
+    fn a_scan_reads_blocks_of_a_leaf_and_tells_what_the_cursor_column_would_have_missed() {
+        let table = table(CursorKind::Timestamptz);
+        let leaf = |is_readable| Leaf {
+            oid: 5,
+            kind: "r".into(),
+            file: Some(5),
+            bytes: BLOCK_BYTES * 9,
+            is_readable,
+            name: "public.\"Part\"".into(),
+        };
+        let position = Position::Scan { leaf: 5, after: Place(3, 7) };
+        let sql = |leaf: &Leaf, bound| {
+            let page = Page {
+                table: &table,
+                position: &position,
+                condition: Condition::default(),
+                bound,
+                leaf: Some((leaf, 9)),
+                max_rows: 10,
+            };
+            page.rows().expect("fits")
+        };
+        assert_eq!(
+            sql(&leaf(true), None),
+            "select t.xmin, t.ctid, t.\"id\", t.\"cash\"::text, t.\"at\" from only public.\"Part\" as t where \
+             t.ctid > '(3,7)' and t.ctid < '(9,0)' limit 10"
         );
+        let through_root = sql(&leaf(false), DateTime::from_timestamp(0, 0));
+        assert!(through_root.contains("from \"public\".\"users\" as t where t.tableoid = 5 and"), "{through_root}");
+        assert!(through_root.contains("coalesce(t.\"at\" < '1970-01-01T00:00:00.000000Z'"), "{through_root}");
+    }
+
+    #[test]
+    fn times_without_a_zone_are_looked_at_from_a_day_before() {
+        let sql = |kind| rows(&table(kind), &Position::Range { after: None }, Condition::default()).expect("fits");
+        assert!(sql(CursorKind::Timestamp).contains("t.\"at\" >= '2027-01-14T06:00:00.000000'::timestamp "));
+        assert!(sql(CursorKind::Date).contains("t.\"at\" >= '2027-01-14'::date "));
+    }
+
+    #[test]
+    fn rows_without_a_time_are_a_phase_of_their_own() {
+        let sql = rows(&table(CursorKind::Date), &Position::Unset { key: None }, Condition::default()).expect("fits");
+        assert!(sql.contains("where (t.\"at\" is null or t.\"at\" = '-infinity') order by t.\"id\""), "{sql}");
     }
 
     #[test]
     fn hostile_positions_stay_inside_their_literal() {
-        let position = |key: &str| Position::Unset { key: Some(vec![key.to_owned()]) };
-        let sql = rows(&table(CursorKind::Date), &position("1'; drop table users; --\\")).expect("fits");
+        let rows = |keys: &[&str]| {
+            let key = Some(keys.iter().map(|key| (*key).to_owned()).collect());
+            rows(&table(CursorKind::Date), &Position::Unset { key }, Condition::default())
+        };
+        let sql = rows(&["1'; drop table users; --\\"]).expect("fits");
         assert!(sql.contains(r"> ('1''; drop table users; --\'::bigint)"), "{sql}");
-        assert!(rows(&table(CursorKind::Date), &position("1\0")).is_err());
-        let two = Position::Unset { key: Some(vec!["1".into(), "2".into()]) };
-        assert_eq!(rows(&table(CursorKind::Date), &two).expect_err("two").kind(), Kind::CursorInvalid);
+        assert!(rows(&["1\0"]).is_err());
+        assert_eq!(rows(&["1", "2"]).expect_err("two").kind(), Kind::CursorInvalid);
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::sink::fivetran::Inserts;
 use crate::table::Table;
 use crate::table_name::TableName;
+use crate::text::timestamp;
 
 /// A run's outcome.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(crate) struct Outcome {
     pub(crate) has_more: bool,
     pub(crate) state: State,
     pub(crate) reports: Vec<Report>,
+    /// What people should know about the run.
+    pub(crate) notes: Vec<String>,
     /// The tables of this run, for Fivetran's schema.
     pub(crate) tables: Vec<Arc<Table>>,
     /// The rows, where they travel in the answer.
@@ -41,7 +44,14 @@ pub(crate) struct TableDone {
     /// Of the last commit; `None` where no row was read.
     pub(crate) manifest: Option<String>,
     pub(crate) watermark: Option<String>,
+    /// The database's clock less that of the last completed window.
     pub(crate) lag_seconds: Option<f64>,
+    /// That less the watermark.
+    pub(crate) hold_back_seconds: Option<f64>,
+    /// Rows that the cursor column would have missed, where every row was looked at.
+    pub(crate) missed: Option<u64>,
+    /// For people: what was out of the ordinary.
+    pub(crate) notes: Vec<String>,
 }
 
 impl TableDone {
@@ -52,8 +62,11 @@ impl TableDone {
             bytes: 0,
             objects: 0,
             manifest: None,
-            watermark: cursor.watermark.clone(),
+            watermark: cursor.watermark.map(timestamp),
             lag_seconds: None,
+            hold_back_seconds: None,
+            missed: None,
+            notes: Vec::new(),
         }
     }
 }
@@ -73,10 +86,20 @@ impl Report {
     pub(crate) fn to_value(&self) -> Value {
         let table = self.table.to_string();
         match &self.outcome {
-            Ok(done) => json!({
-                "table": table, "seq": done.seq, "rows": done.rows, "bytes": done.bytes, "objects": done.objects,
-                "manifest": done.manifest, "watermark": done.watermark, "lag_seconds": done.lag_seconds,
-            }),
+            Ok(done) => {
+                let mut value = json!({
+                    "table": table, "seq": done.seq, "rows": done.rows, "bytes": done.bytes, "objects": done.objects,
+                    "manifest": done.manifest, "watermark": done.watermark, "lag_seconds": done.lag_seconds,
+                    "hold_back_seconds": done.hold_back_seconds,
+                });
+                if let Some(missed) = done.missed {
+                    value["missed"] = json!(missed);
+                }
+                if !done.notes.is_empty() {
+                    value["notes"] = json!(done.notes);
+                }
+                value
+            }
             Err(error) => json!({"table": table, "error": {
                 "type": error.kind().name(), "message": error.to_string(), "retryable": error.kind().is_retryable(),
             }}),

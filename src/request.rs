@@ -44,6 +44,8 @@ impl Door {
 pub(crate) enum Action {
     /// Read what changed, commit it, answer with the new cursor.
     Sync,
+    /// The same, looking at every row, and report those that the cursor column would have missed.
+    Audit,
     /// Try every hop without reading a row or moving a cursor.
     Check,
     /// Forget the cursors of the named tables, so that the next sync reads them whole.

@@ -18,9 +18,13 @@ pub(crate) struct Table {
     pub(crate) columns: Vec<Column>,
     /// The primary key's columns: indices into `columns`, in the key's order.
     pub(crate) key: Vec<usize>,
-    /// The cursor column: an index into `columns`.
-    pub(crate) cursor: usize,
+    /// The cursor column: an index into `columns`. Without one every run looks at each row.
+    pub(crate) cursor: Option<usize>,
     pub(crate) cursor_kind: CursorKind,
+    /// Whether an index begins with the cursor column.
+    pub(crate) is_indexed: bool,
+    /// Whether a logical subscription writes it, whose rows are older than their arrival.
+    pub(crate) is_subscribed: bool,
     /// Schemas other than `pg_catalog` where the key's types, and so their operators, live.
     pub(crate) operator_schemas: Vec<String>,
     /// All columns with their types' oids, a line each: binary COPY does not say what it sends.
@@ -58,11 +62,15 @@ pub(crate) enum CursorKind {
 impl Table {
     /// What a position in this table is made of; a state made for another order does not fit.
     pub(crate) fn order(&self) -> String {
-        let columns = std::iter::once(&self.cursor).chain(&self.key).map(|i| &self.columns[*i]);
+        let columns = self.cursor.iter().chain(&self.key).map(|i| &self.columns[*i]);
         columns
             .map(|column| format!("{} {}", quoted(&column.name), column.literal_type))
             .collect::<Vec<_>>()
             .join(", ")
+    }
+
+    pub(crate) fn cursor_column(&self) -> Option<&Column> {
+        self.cursor.map(|i| &self.columns[i])
     }
 
     pub(crate) fn key_names(&self) -> Vec<&str> {
@@ -75,7 +83,7 @@ impl Table {
             "table": self.name.to_string(),
             "columns": self.columns,
             "primary_key": self.key_names(),
-            "cursor_column": self.columns[self.cursor].name,
+            "cursor_column": self.cursor_column().map(|column| &column.name),
         });
         let hash = hex(&Sha256::digest(schema.to_string())[..8]);
         (schema, hash)

@@ -10,6 +10,12 @@ pub(crate) fn timestamp(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
+/// A time as PostgreSQL writes a timestamptz in our sessions.
+pub(crate) fn parse_timestamp(text: &str) -> Option<DateTime<Utc>> {
+    let time = DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?;
+    Some(time.with_timezone(&Utc))
+}
+
 /// The time since then, for a log's `elapsed_ms`.
 pub(crate) fn elapsed_ms(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)

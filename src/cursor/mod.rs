@@ -1,22 +1,69 @@
-//! The state: the cursors of all tables and the identity of the database that they belong to. Pure.
+//! The cursor that loses nothing and repeats nothing. Pure: no clock, no I/O.
+//!
+//! `modified_at > last` loses rows: `now()` is a transaction's start, and a transaction that starts before a sync and commits
+//! after it leaves rows behind the cursor. So a table's cursor ([`TableCursor`]) keeps, of the last completed window:
+//!
+//! - **W**, the watermark: no row version invisible to the window's snapshot has a cursor value before W - δ, where δ is
+//!   `CURSOR_SLACK_SECONDS`;
+//! - **S**, the snapshot: every transaction with an id below `S.xmin` had finished;
+//! - **D**, the delivered set: the ids from `S.xmin` on whose rows were delivered.
+//!
+//! A row version *is delivered* exactly when its id is below `S.xmin` or in D. The time only picks a range of the index; ids
+//! decide. Values of rows never move W: it comes from the server's clock and its transactions in flight ([`Observation`]), so
+//! that NULL, infinity and the year 2999 cannot poison it.
+//!
+//! # Why it holds
+//!
+//! L1. An id below `S.xmin` belongs to a transaction that had finished: a subtransaction's id is above that of its top-level
+//! transaction, which is at least `S.xmin` while it runs. L2. An id in D belongs to a transaction that S showed, and one
+//! becomes visible as a whole. L3. A row's 32-bit id is rebuilt to the largest 64-bit id possible, so never too small: the ids of
+//! rows frozen 2³² ids ago can come out too large, and their rows come again ([`Doubt`] keeps such ids out of D, where they
+//! would hide another transaction's rows). L4. A version that S does not show belongs to a transaction that was in flight when
+//! we looked, before S, or that began after: its cursor value is not below W - δ.
+//!
+//! *No loss*: what is visible now and not delivered was not visible to S, so it is in range (L4) and is not filtered (L1, L2).
+//! *No repeat*: what was delivered has an id below `S.xmin` or in D.
+//!
+//! A window is read in its snapshot's own transaction where it fits ([`Scope::Whole`]). Else the set of ids that the snapshot
+//! showed is kept with it ([`Scope::Frozen`]), and later transactions deliver only those. Rows that change in between are the
+//! next window's, so a table is caught up only after a window that was read in its own transaction. What is too large even for
+//! listing the ids is read with none of them: all from S0's `xmin` on is the next window's.
+//!
+//! Assumed: writers set the cursor column no earlier than their transaction's start less δ; the server's clock steps back by δ
+//! at most; every write touches the cursor column (`audit` measures it); it is the same incarnation of the database
+//! ([`Incarnation`]); and a message of several transactions lasts less than δ, where the role cannot see when it began.
 //!
 //! A state comes back from callers and from S3, so it is untrusted: it is parsed into typed values and refused by name
 //! when it is malformed, foreign or newer. No text of it reaches SQL but through `plan`'s literal function.
-//!
-//! The cursor is a keyset: the position (cursor column, primary key) of the last row that was delivered. A window ends
-//! at the database's own clock as read when it began, so a value of the year 2999 cannot carry the position away.
+
+mod filter;
+mod identity;
+mod leaves;
+#[cfg(test)]
+mod model;
+mod observation;
+mod varint;
+mod window;
+mod xid;
+mod xid_set;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub(crate) use self::filter::{Condition, Filter};
+pub(crate) use self::identity::{DatabaseId, Incarnation, Lsn};
+pub(crate) use self::leaves::Leaves;
+pub(crate) use self::observation::{Listing, Observation};
+pub(crate) use self::window::{After, Doubt, Fence, Place, Position, Scope, TableCursor, Window};
+pub(crate) use self::xid::{Snapshot, distance, low, next, rebuilt};
+pub(crate) use self::xid_set::XidSet;
 use crate::error::{Error, Kind};
 use crate::table_name::TableName;
 
 /// The version that this program writes; it reads no other.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// One commit a second makes this in 300 years; beyond it object keys would no longer sort.
 const MAX_SEQ: u64 = 9_999_999_999;
@@ -27,75 +74,17 @@ const MAX_SEQ: u64 = 9_999_999_999;
 pub(crate) struct State {
     version: u32,
     /// `None` before the first sync.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) database: Option<DatabaseId>,
+    /// What was in flight when the last run looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) observed: Option<Observation>,
     pub(crate) tables: BTreeMap<String, TableCursor>,
-}
-
-/// Which database this is; what was refused to us is `None`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DatabaseId {
-    /// Of the cluster, made by initdb; kept by replicas and by physical restores.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) system_identifier: Option<String>,
-    pub(crate) oid: u32,
-    pub(crate) name: String,
-}
-
-/// Where one table stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TableCursor {
-    /// The number of the last commit; 0 before the first.
-    pub(crate) seq: u64,
-    /// Of the table's `pg_class` row: a table swapped by rename has another.
-    pub(crate) oid: u32,
-    /// What the position is made of: `"modified_at" timestamp with time zone, "id" bigint`.
-    pub(crate) order: String,
-    pub(crate) position: Position,
-    /// t0 of the last window that was read to its end: the database's clock when it began. `None` during a backfill.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) watermark: Option<String>,
-}
-
-/// Up to where a table was delivered. Its `Debug` shows no value.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "phase", rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum Position {
-    /// In a backfill: the rows whose cursor column is null or infinite, in the order of the primary key.
-    Unset {
-        /// Of the last row; `None` at the start.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        key: Option<Vec<String>>,
-    },
-    /// The rows in the order of cursor column and primary key.
-    Set {
-        /// The last row's values, as PostgreSQL reads them; `None` at the start.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        after: Option<After>,
-    },
-}
-
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct After {
-    pub(crate) cursor: String,
-    pub(crate) key: Vec<String>,
-}
-
-impl fmt::Debug for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unset { .. } => f.write_str("Unset"),
-            Self::Set { .. } => f.write_str("Set"),
-        }
-    }
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { version: VERSION, database: None, tables: BTreeMap::new() }
+        Self { version: VERSION, database: None, observed: None, tables: BTreeMap::new() }
     }
 }
 
@@ -118,7 +107,8 @@ impl State {
                 )
                 .with_hint("deploy the version that wrote it, or a later one"));
             }
-            _ => return Err(invalid("the state has no `version` of ours")),
+            Some(version) => return Err(invalid(format!("the state has version {version}, older than any release"))),
+            None => return Err(invalid("the state has no `version` of ours")),
         }
         let state: Self =
             serde_json::from_value(value.clone()).map_err(|error| invalid(shape_problem(&error)))?;
@@ -127,6 +117,11 @@ impl State {
         }
         if state.tables.values().any(|cursor| cursor.seq > MAX_SEQ) {
             return Err(invalid("a `seq` of the state is beyond any count of commits"));
+        }
+        // What only its own transaction can go on with.
+        let is_whole = |window: &Window| window.scope == Scope::Whole;
+        if state.tables.values().any(|cursor| cursor.window.as_ref().is_some_and(is_whole)) {
+            return Err(invalid("a window of the state cannot be continued"));
         }
         Ok(state)
     }
@@ -138,25 +133,11 @@ impl State {
     pub(crate) fn cursor(&self, table: &TableName) -> Option<&TableCursor> {
         self.tables.get(&table.to_string())
     }
-}
 
-impl TableCursor {
-    /// The cursor of a table that has never been read, or must be read again: a backfill.
-    pub(crate) fn at_start(seq: u64, oid: u32, order: String, has_start: bool) -> Self {
-        // With a start time, rows without a finite cursor value are out of range.
-        let position = if has_start { Position::Set { after: None } } else { Position::Unset { key: None } };
-        Self { seq, oid, order, position, watermark: None }
-    }
-
-    /// Of a table that must be read again from its start: no table has this oid, so that the next sync begins anew and
-    /// goes on counting.
-    pub(crate) fn forgotten(seq: u64) -> Self {
-        Self::at_start(seq, 0, String::new(), false)
-    }
-
-    /// Whether the table has yet to be read to its end for the first time.
-    pub(crate) fn is_backfill(&self) -> bool {
-        self.watermark.is_none()
+    /// The highest id that the state's snapshots know of and that no crash can take back.
+    pub(crate) fn newest_xid(&self) -> u64 {
+        let safe = self.tables.values().filter(|cursor| cursor.fence == Fence::Passed);
+        safe.filter_map(|cursor| cursor.snapshot.map(|snapshot| snapshot.xmax)).max().unwrap_or(0)
     }
 }
 
@@ -189,11 +170,21 @@ mod tests {
     use serde_json::json;
 
     fn example() -> Value {
-        json!({"version": 1, "database": {"system_identifier": "7", "oid": 16384, "name": "app"}, "tables": {
-            "public.users": {"seq": 42, "oid": 16385, "order": "modified_at timestamp with time zone, id bigint",
-                "position": {"phase": "set", "after": {"cursor": "2026-11-22T06:00:00.123456Z", "key": ["17"]}},
-                "watermark": "2026-11-22T06:00:01.000000Z"},
-            "public.t": {"seq": 0, "oid": 1, "order": "m date, id bigint", "position": {"phase": "unset"}}}})
+        let xids = |xids: &[u64]| xids.iter().copied().collect::<XidSet>();
+        let leaves = Leaves::from_iter([(16385, 16390)]);
+        json!({"version": 2,
+            "database": {"system_identifier": "7", "oid": 16384, "name": "app", "timeline": 1, "started": "2026-11-20 06:00:00+00",
+                "lsn": "0/16B3748"},
+            "observed": {"at": "2026-11-22T06:00:01Z", "started": "2026-11-20 06:00:00+00", "in_flight": {"3/7": null},
+                "xmax": 760},
+            "tables": {
+                "public.users": {"seq": 42, "oid": 16385, "order": "modified_at timestamp with time zone, id bigint",
+                    "watermark": "2026-11-22T06:00:01Z", "as_of": "2026-11-22T06:00:01Z", "snapshot": "753:760:",
+                    "delivered": xids(&[754, 755, 759]), "leaves": leaves, "fence": "passed", "unaudited": 7,
+                    "window": {"as_of": "2026-11-22T06:05:01Z", "watermark": "2026-11-22T06:05:01Z", "snapshot": "763:770:",
+                        "scope": {"kind": "frozen", "visible": xids(&[764])}, "leaves": leaves, "lsn": "0/16B3750",
+                        "position": {"phase": "range", "after": {"cursor": "2026-11-22T06:00:00.123456Z", "key": ["17"]}}}},
+                "public.t": {"seq": 0, "oid": 1, "order": "m date, id bigint", "leaves": "", "fence": "none"}}})
     }
 
     #[test]
@@ -220,9 +211,14 @@ mod tests {
         for (state, named) in [
             (json!([]), "not an object"),
             (json!({"last_modified": "hunter2"}), "no `version`"),
-            (broken(&["version"], json!(2)), "version 2"),
+            (broken(&["version"], json!(3)), "version 3"),
+            (broken(&["version"], json!(1)), "older than"),
             (broken(&["tables", "public.users", "seq"], json!("hunter2")), "expected u64"),
-            (broken(&["tables", "public.users", "position"], json!({"phase": "hunter2"})), "not ours"),
+            (broken(&["tables", "public.users", "window", "position"], json!({"phase": "hunter2"})), "not ours"),
+            (broken(&["tables", "public.users", "window", "scope"], json!({"kind": "whole"})), "cannot be continued"),
+            (broken(&["tables", "public.users", "snapshot"], json!("hunter2")), "a snapshot"),
+            (broken(&["tables", "public.users", "delivered"], json!("hunter2")), "set of transaction ids"),
+            (broken(&["tables", "public.users", "watermark"], json!("hunter2")), "malformed"),
             (broken(&["tables", "public.users", "seq"], json!(u64::MAX)), "beyond any count"),
             (broken(&["tables", "public.users", "hunter2"], json!(1)), "not ours"),
             (

@@ -18,7 +18,7 @@ use tokio_postgres::types::{Field, Kind, Type};
 
 use nested::Attribute;
 
-pub(crate) use row::{RowEncoder, RowError};
+pub(crate) use row::{RowEncoder, RowError, SystemColumns};
 
 /// The first OID that is not PostgreSQL's own (`FirstNormalObjectId`).
 const FIRST_NORMAL_OID: u32 = 16_384;

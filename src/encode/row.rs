@@ -1,13 +1,14 @@
 //! Owns the row: one tuple of a binary COPY becomes one line of NDJSON.
 
 use super::number::write_integer;
-use super::reader::Reader;
+use super::reader::{Reader, exact};
 use super::string::member;
 use super::{Encoding, Unencodable};
 
 /// Writes the rows of one table: everything that does not differ between rows is made once.
 #[derive(Debug)]
 pub(crate) struct RowEncoder {
+    system_columns: SystemColumns,
     columns: Box<[Column]>,
     /// `,"_seq":42}` and the newline.
     end: Box<[u8]>,
@@ -20,6 +21,44 @@ struct Column {
     /// What stands before its value: `{"id":` or `,"id":`.
     key: Box<[u8]>,
     encoding: Encoding,
+}
+
+/// What the query puts before a table's columns, and no line shows: always `xmin`; then as it says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SystemColumns {
+    /// `ctid`.
+    pub(crate) has_place: bool,
+    /// A bool: whether the cursor column would have missed the row.
+    pub(crate) has_missed: bool,
+}
+
+/// Their values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SystemValues {
+    pub(crate) xmin: u32,
+    /// Block, and number in the block.
+    pub(crate) place: (u32, u16),
+    pub(crate) is_missed: bool,
+}
+
+impl SystemColumns {
+    fn count(self) -> usize {
+        1 + usize::from(self.has_place) + usize::from(self.has_missed)
+    }
+
+    fn read(self, input: &mut Reader<'_>) -> Result<SystemValues, Unencodable> {
+        let mut field = || input.field()?.ok_or(Unencodable { reason: "a system column is null" });
+        let xmin = u32::from_be_bytes(exact(field()?)?);
+        let place = match self.has_place {
+            false => (0, 0),
+            true => {
+                let [a, b, c, d, e, f] = exact(field()?)?;
+                (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]))
+            }
+        };
+        let is_missed = self.has_missed && field()? == [1];
+        Ok(SystemValues { xmin, place, is_missed })
+    }
 }
 
 /// Why a row could not be written; never holds a value.
@@ -41,13 +80,30 @@ impl RowEncoder {
         seq: Option<u64>,
         max_bytes: usize,
     ) -> Self {
+        let system_columns = SystemColumns::default();
         let columns: Box<[Column]> = columns
             .into_iter()
             .enumerate()
             .map(|(index, (name, encoding))| Column { key: member(index, name), encoding })
             .collect();
         let end = line_end(columns.len(), seq);
-        Self { columns, end, max_bytes }
+        Self { system_columns, columns, end, max_bytes }
+    }
+
+    /// The same for a query with these system columns.
+    pub(crate) fn set_system_columns(&mut self, system_columns: SystemColumns) {
+        self.system_columns = system_columns;
+    }
+
+    /// The values of a tuple's system columns.
+    ///
+    /// # Errors
+    /// `Malformed`.
+    #[inline]
+    pub(crate) fn system_values(&self, tuple: &[u8]) -> Result<SystemValues, RowError> {
+        let mut input = Reader::new(tuple);
+        input.int16().map_err(malformed)?;
+        self.system_columns.read(&mut input).map_err(malformed)
     }
 
     /// Appends one line (`{…}` and a newline) for one tuple of a binary COPY: an int16 field count, then an
@@ -69,9 +125,10 @@ impl RowEncoder {
         let start = out.len();
         let mut input = Reader::new(tuple);
         let field_count = input.int16().map_err(malformed)?;
-        if usize::try_from(field_count) != Ok(self.columns.len()) {
+        if usize::try_from(field_count) != Ok(self.system_columns.count() + self.columns.len()) {
             return Err(RowError::Malformed);
         }
+        self.system_columns.read(&mut input).map_err(malformed)?;
         for (index, column) in self.columns.iter().enumerate() {
             out.extend_from_slice(&column.key);
             match input.field().map_err(malformed)? {
@@ -136,7 +193,7 @@ mod tests {
     #[test]
     fn a_row_is_one_line_in_column_order_with_seq_last() {
         assert_eq!(
-            line(&users(), "0002 00000008 0000000000000007 00000003 61220a"),
+            line(&users(), "0003 00000004 00000007 00000008 0000000000000007 00000003 61220a"),
             Ok("{\"id\":7,\"full \\\"name\\\"\":\"a\\\"\\n\",\"_seq\":42}\n".to_owned())
         );
     }
@@ -144,7 +201,7 @@ mod tests {
     #[test]
     fn nulls_are_explicit() {
         assert_eq!(
-            line(&users(), "0002 ffffffff ffffffff"),
+            line(&users(), "0003 00000004 00000007 ffffffff ffffffff"),
             Ok("{\"id\":null,\"full \\\"name\\\"\":null,\"_seq\":42}\n".to_owned())
         );
     }
@@ -152,9 +209,9 @@ mod tests {
     #[test]
     fn a_row_may_be_without_seq_or_columns() {
         let encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
-        assert_eq!(line(&encoder, "0001 00000001 01"), Ok("{\"id\":true}\n".to_owned()));
-        assert_eq!(line(&RowEncoder::new([], None, 1 << 20), "0000"), Ok("{}\n".to_owned()));
-        assert_eq!(line(&RowEncoder::new([], Some(0), 1 << 20), "0000"), Ok("{\"_seq\":0}\n".to_owned()));
+        assert_eq!(line(&encoder, "0002 00000004 00000007 00000001 01"), Ok("{\"id\":true}\n".to_owned()));
+        assert_eq!(line(&RowEncoder::new([], None, 1 << 20), "0001 00000004 00000007"), Ok("{}\n".to_owned()));
+        assert_eq!(line(&RowEncoder::new([], Some(0), 1 << 20), "0001 00000004 00000007"), Ok("{\"_seq\":0}\n".to_owned()));
     }
 
     #[test]
@@ -162,23 +219,34 @@ mod tests {
         for hex in [
             "",
             "00",
-            "0001 ffffffff",
-            "0003 ffffffff ffffffff ffffffff",
+            "0002 00000004 00000007 ffffffff",
+            "0004 00000004 00000007 ffffffff ffffffff ffffffff",
             "ffff", // the end of the COPY, which is not a row
-            "0002 ffffffff",
-            "0002 ffffffff ffff",
-            "0002 ffffffff 00000002 61",
-            "0002 ffffffff fffffffe 61",
-            "0002 ffffffff ffffffff 00",
+            "0003 ffffffff ffffffff ffffffff", // no row is without an xmin
+            "0003 00000004 00000007 ffffffff",
+            "0003 00000004 00000007 ffffffff ffff",
+            "0003 00000004 00000007 ffffffff 00000002 61",
+            "0003 00000004 00000007 ffffffff fffffffe 61",
+            "0003 00000004 00000007 ffffffff ffffffff 00",
         ] {
             assert_eq!(line(&users(), hex), Err(RowError::Malformed), "{hex}");
         }
     }
 
     #[test]
+    fn system_columns_are_read_and_not_written() {
+        let mut encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
+        encoder.set_system_columns(SystemColumns { has_place: true, has_missed: true });
+        let hex = "0004 00000004 00000007 00000006 000000050002 00000001 01 00000001 01";
+        assert_eq!(line(&encoder, hex), Ok("{\"id\":true}\n".to_owned()));
+        let values = SystemValues { xmin: 7, place: (5, 2), is_missed: true };
+        assert_eq!(encoder.system_values(&bytes(hex)), Ok(values));
+    }
+
+    #[test]
     fn a_value_that_cannot_be_written_names_its_column() {
         assert_eq!(
-            line(&users(), "0002 ffffffff 00000001 ff"),
+            line(&users(), "0003 00000004 00000007 ffffffff 00000001 ff"),
             Err(RowError::Value { column: 1, reason: "text is not valid UTF-8" })
         );
     }

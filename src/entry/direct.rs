@@ -36,11 +36,12 @@ fn action(event: &Map<String, Value>) -> Result<Action, Error> {
             "sync" => Ok(Action::Sync),
             "check" => Ok(Action::Check),
             "resync" => Ok(Action::Resync),
-            "status" | "discover" | "audit" | "plan" | "export" | "commit" => {
+            "audit" => Ok(Action::Audit),
+            "status" | "discover" | "plan" | "export" | "commit" => {
                 Err(invalid(format!("the action `{action}` is not in this version")))
             }
             other => Err(invalid(format!("unknown `action` `{}`", clipped(other)))
-                .with_hint("known actions: sync, check, resync")),
+                .with_hint("known actions: sync, audit, check, resync")),
         },
         Some(_) => Err(invalid("`action` is not a string")),
     }

@@ -9,7 +9,7 @@ use ulid::Ulid;
 use super::batch::Sealed;
 use super::manifest::Manifest;
 use super::storage::{Completion, Condition, Put, Storage};
-use crate::cursor::{DatabaseId, State, TableCursor};
+use crate::cursor::{DatabaseId, Lsn, Observation, State, TableCursor};
 use crate::error::{Error, Kind};
 
 pub(super) const KEY: &str = "_state/checkpoint.json";
@@ -25,12 +25,14 @@ pub(crate) struct Change {
     pub(crate) table: String,
     pub(crate) before: Option<TableCursor>,
     pub(crate) after: TableCursor,
+    /// Where the server's log ended after the snapshot that was read with, for the fence.
+    pub(crate) lsn: Option<Lsn>,
     /// What makes it visible; `None` where no row was read.
     pub(crate) publication: Option<Publication>,
 }
 
 /// Objects to be completed, and the records that name them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Publication {
     pub(crate) batches: Vec<Sealed>,
     pub(crate) manifest_key: String,
@@ -51,7 +53,7 @@ struct Document {
 }
 
 /// A committed change whose objects may not be visible yet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Pending {
     table: String,
     /// Where the table goes back to if its uploads are gone.
@@ -160,11 +162,13 @@ impl Checkpoint {
     pub(crate) async fn swap(
         &mut self,
         database: Option<&DatabaseId>,
+        observed: Option<&Observation>,
         changes: &[Change],
     ) -> Result<(), Error> {
         for _ in 0..SWAP_ATTEMPTS {
             let mut state = self.state.clone();
             state.database = database.cloned();
+            state.observed = observed.cloned();
             for change in changes {
                 state.tables.insert(change.table.clone(), change.after.clone());
             }
@@ -200,7 +204,9 @@ impl Checkpoint {
     /// Takes over what another run committed, if it moved none of our tables.
     async fn merge(&mut self, database: Option<&DatabaseId>, changes: &[Change]) -> Result<(), Error> {
         let current = Self::load(&self.storage).await?;
-        if current.state.database.is_some() && current.state.database.as_ref() != database {
+        if let (Some(known), Some(database)) = (&current.state.database, database)
+            && !known.is_same_database(database)
+        {
             return Err(conflict("another run has written the state of another database meanwhile"));
         }
         let has_moved = |change: &&Change| {
@@ -258,11 +264,12 @@ impl Checkpoint {
                 table: table.clone(),
                 before: Some(cursor.clone()),
                 after: TableCursor::forgotten(cursor.seq),
+                lsn: None,
                 publication: None,
             });
         }
-        let database = self.state.database.clone();
-        self.swap(database.as_ref(), &changes).await
+        let (database, observed) = (self.state.database.clone(), self.state.observed.clone());
+        self.swap(database.as_ref(), observed.as_ref(), &changes).await
     }
 }
 

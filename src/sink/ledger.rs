@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::checkpoint::{self, Change, Checkpoint, Publication};
 use super::storage::Storage;
 use crate::config::OnNewDatabase;
-use crate::cursor::{DatabaseId, State, TableCursor};
+use crate::cursor::{DatabaseId, Fence, Incarnation, Listing, Lsn, Observation, State, TableCursor};
 use crate::error::{Error, Kind};
 use crate::table_name::TableName;
 use crate::text::elapsed_ms;
@@ -25,6 +25,7 @@ pub(crate) struct Ledger {
     staged: Vec<Change>,
     group_began: Instant,
     group_bytes: u64,
+    notes: Vec<String>,
 }
 
 /// The truth about the cursors.
@@ -79,7 +80,7 @@ impl Ledger {
     }
 
     fn new(keeper: Keeper, state: State) -> Self {
-        Self { keeper, state, staged: Vec::new(), group_began: Instant::now(), group_bytes: 0 }
+        Self { keeper, state, staged: Vec::new(), group_began: Instant::now(), group_bytes: 0, notes: Vec::new() }
     }
 
     /// The cursors as committed so far.
@@ -87,32 +88,100 @@ impl Ledger {
         &self.state
     }
 
-    /// Makes sure that the state belongs to this database, or starts a new one where that is configured.
+    /// Takes what was just seen in flight over into the state.
+    pub(crate) fn observe(&mut self, listing: Listing) -> &Observation {
+        let observation = Observation::new(listing, self.state.observed.as_ref());
+        self.state.observed.insert(observation)
+    }
+
+    /// Makes sure that the state belongs to this incarnation of this database, takes back what does not hold in it any more,
+    /// or starts anew where that is configured. `xmax`: of a snapshot taken now.
     ///
     /// # Errors
-    /// `CursorInvalid`.
-    pub(crate) fn adopt(&mut self, id: &DatabaseId, on_new_database: OnNewDatabase) -> Result<(), Error> {
-        let known = self.state.database.replace(id.clone());
-        let Some(known) = known.filter(|known| !is_same(known, id)) else { return Ok(()) };
-        match on_new_database {
-            OnNewDatabase::Refuse => Err(Error::new(
-                Kind::CursorInvalid,
-                format!(
-                    "the state belongs to another database ({}) than the one connected to ({})",
-                    known.name, id.name
-                ),
-            )
-            .with_hint("restore the right secret; or set ON_NEW_DATABASE=resync to read everything again")),
-            OnNewDatabase::Resync => {
-                tracing::warn!("the database is another one, reading everything again");
-                for (table, before) in self.state.tables.clone() {
-                    let after = TableCursor::forgotten(before.seq);
-                    self.state.tables.insert(table.clone(), after.clone());
-                    self.staged.push(Change { table, before: Some(before), after, publication: None });
-                }
-                Ok(())
+    /// `CursorInvalid`; `DatabaseUnavailable` for a standby that is behind what was read.
+    pub(crate) fn adopt(
+        &mut self,
+        id: &DatabaseId,
+        xmax: u64,
+        on_new_database: OnNewDatabase,
+    ) -> Result<(), Error> {
+        let newest = self.state.newest_xid();
+        let Some(known) = self.state.database.replace(id.clone()) else { return Ok(()) };
+        let incarnation = known.compared(id, newest, xmax);
+        let is_new = matches!(incarnation, Incarnation::Foreign | Incarnation::WentBack);
+        match incarnation {
+            Incarnation::Same => return Ok(()),
+            Incarnation::Behind => {
+                return Err(Error::new(
+                    Kind::DatabaseUnavailable,
+                    "the standby has not replayed yet what was read before",
+                )
+                .with_hint("it will have soon; if it stands still, look at its replication"));
+            }
+            Incarnation::Foreign | Incarnation::WentBack if on_new_database == OnNewDatabase::Refuse => {
+                let context = match incarnation {
+                    Incarnation::WentBack => format!("database {} is at an earlier time than the state", id.name),
+                    _ => format!(
+                        "the state belongs to another database ({}) than the one connected to ({})",
+                        known.name, id.name
+                    ),
+                };
+                return Err(Error::new(Kind::CursorInvalid, context).with_hint(
+                    "if it was restored from a backup, or is meant to be another one, set ON_NEW_DATABASE=resync to read \
+                     everything again; else restore the right secret",
+                ));
+            }
+            Incarnation::Foreign | Incarnation::WentBack => {
+                self.note("the database is another one, or restored: everything is read again");
+            }
+            Incarnation::Restarted => {}
+            Incarnation::FailedOver => {
+                self.note(
+                    "another server has taken over: what it may not have received was read again by its cursor column; if \
+                     commits were lost, resync",
+                );
             }
         }
+        if is_new {
+            self.state.observed = None;
+        }
+        for (table, before) in self.state.tables.clone() {
+            let after = match incarnation {
+                _ if is_new => TableCursor::forgotten(before.seq),
+                Incarnation::FailedOver => before.uncertain(),
+                // What was delivered may be gone, and what it replaced be back, with any time.
+                _ if before.fence == Fence::TimedOut => {
+                    self.note("the server was restarted after a commit that it may have lost: tables are read again");
+                    TableCursor::forgotten(before.seq)
+                }
+                _ if before.fence == Fence::None && before.oid != 0 => {
+                    self.note("the server was restarted: what it may have lost was read again by its cursor column");
+                    before.uncertain()
+                }
+                _ => continue,
+            };
+            self.state.tables.insert(table.clone(), after.clone());
+            self.staged.push(Change { table, before: Some(before), after, lsn: None, publication: None });
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, note: &str) {
+        if !self.notes.iter().any(|known| known == note) {
+            tracing::warn!("{note}");
+            self.notes.push(note.to_owned());
+        }
+    }
+
+    /// What people should know about this run.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Where the server's log ended after what is staged was read; `None` where nothing of the sort is staged.
+    pub(crate) fn staged_lsn(&self) -> Option<Option<Lsn>> {
+        let read = self.staged.iter().filter(|change| change.after.snapshot.is_some() || change.after.window.is_some());
+        read.map(|change| change.lsn).reduce(Option::max)
     }
 
     /// Adds a table's change to the group.
@@ -130,12 +199,18 @@ impl Ledger {
         is_due && matches!(self.keeper, Keeper::Checkpoint(_))
     }
 
-    /// Commits the group: from here on its cursors are the truth, and its objects visible.
+    /// Commits the group: from here on its cursors are the truth, and its objects visible. `fence`: of what was read.
     ///
     /// # Errors
     /// `CheckpointConflict`, `StorageDenied`, `StorageUnavailable`.
-    pub(crate) async fn commit(&mut self) -> Result<(), Error> {
-        let changes = std::mem::take(&mut self.staged);
+    pub(crate) async fn commit(&mut self, fence: Option<Fence>) -> Result<(), Error> {
+        let mut changes = std::mem::take(&mut self.staged);
+        for change in &mut changes {
+            change.after.fence = fence.unwrap_or(change.after.fence);
+            if let Some(publication) = &mut change.publication {
+                publication.manifest.receipt.fence = change.after.fence;
+            }
+        }
         (self.group_began, self.group_bytes) = (Instant::now(), 0);
         if changes.is_empty() {
             return Ok(());
@@ -149,7 +224,7 @@ impl Ledger {
     async fn commit_changes(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         match &mut self.keeper {
             Keeper::Checkpoint(checkpoint) => {
-                if let Err(error) = checkpoint.swap(self.state.database.as_ref(), &changes).await {
+                if let Err(error) = checkpoint.swap(self.state.database.as_ref(), self.state.observed.as_ref(), &changes).await {
                     abort(checkpoint.storage(), &changes).await;
                     return Err(error);
                 }
@@ -181,15 +256,6 @@ impl Ledger {
             Keeper::Caller(None) => {}
         }
     }
-}
-
-/// By what is known on both sides: the cluster, and the database in it.
-fn is_same(known: &DatabaseId, id: &DatabaseId) -> bool {
-    let is_same_system = match (&known.system_identifier, &id.system_identifier) {
-        (Some(known), Some(id)) => known == id,
-        _ => true,
-    };
-    is_same_system && known.oid == id.oid && known.name == id.name
 }
 
 async fn abort(storage: &Storage, changes: &[Change]) {

@@ -74,6 +74,7 @@ struct Relation {
     kind: String,
     is_leaf: bool,
     is_lockable: bool,
+    is_subscribed: bool,
     columns: Vec<CatalogColumn>,
 }
 
@@ -86,6 +87,8 @@ struct CatalogColumn {
     key_position: Option<i32>,
     /// Of a domain: its base type's.
     type_schema: String,
+    /// Whether it comes first in an index over all rows.
+    is_indexed: bool,
 }
 
 impl Relation {
@@ -115,7 +118,12 @@ async fn relations(
                     format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), not a.attnotnull, \
                     array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum), \
                     (select n.nspname::text from pg_type t left join pg_type b on b.oid = t.typbasetype \
-                       join pg_namespace n on n.oid = coalesce(b.typnamespace, t.typnamespace) where t.oid = a.atttypid) \
+                       join pg_namespace n on n.oid = coalesce(b.typnamespace, t.typnamespace) where t.oid = a.atttypid), \
+                    exists (select from pg_index x join pg_class xc on xc.oid = x.indexrelid \
+                       join pg_am am on am.oid = xc.relam where x.indrelid = c.oid and x.indkey[0] = a.attnum \
+                       and x.indisvalid and x.indpred is null and am.amname = 'btree'), \
+                    exists (select from pg_subscription_rel s where s.srrelid = c.oid \
+                       or s.srrelid in (select relid from pg_partition_tree(c.oid))) \
              from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace \
              join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
@@ -139,6 +147,7 @@ async fn relations(
                 kind: row.get(3),
                 is_leaf: row.get(4),
                 is_lockable: row.get(5),
+                is_subscribed: row.get(14),
                 columns: Vec::new(),
             });
         }
@@ -151,6 +160,7 @@ async fn relations(
                 nullable: row.get(10),
                 key_position: row.get(11),
                 type_schema: row.get(12),
+                is_indexed: row.get(13),
             });
         }
     }
@@ -177,9 +187,17 @@ async fn table(
         relation.columns.iter().filter(|column| !options.exclude.contains(&column.name)).collect();
     check_names(config, &relation, options, is_named, &kept)?;
     let key = key(&name, &kept)?;
-    let cursor = cursor(&name, &kept, options.cursor_columns.as_ref().unwrap_or(&config.cursor_columns))?;
+    let wanted = options.cursor_columns.as_ref().unwrap_or(&config.cursor_columns);
+    let cursor = wanted.iter().find_map(|wanted| kept.iter().position(|column| column.name == *wanted));
+    if cursor.is_none() && options.start.is_some() {
+        let context = format!("table {name} has a `start` and no cursor column {}", wanted.join(" or "));
+        return Err(Error::new(Kind::InvalidConfig, context));
+    }
     let types = types(session, &name, &kept, deadline).await?;
-    let cursor_kind = cursor_kind(&name, kept[cursor], &types[cursor])?;
+    let cursor_kind = match cursor {
+        Some(cursor) => cursor_kind(&name, kept[cursor], &types[cursor])?,
+        None => CursorKind::Timestamptz,
+    };
     let mut operator_schemas: Vec<String> = key.iter().map(|i| kept[*i].type_schema.clone()).collect();
     operator_schemas.retain(|schema| schema != "pg_catalog");
     operator_schemas.dedup();
@@ -210,6 +228,8 @@ async fn table(
         operator_schemas,
         fingerprint,
         key,
+        is_indexed: cursor.is_some_and(|cursor| kept[cursor].is_indexed),
+        is_subscribed: relation.is_subscribed,
         cursor,
         cursor_kind,
         is_lockable: relation.is_lockable,
@@ -254,27 +274,6 @@ fn key(name: &TableName, columns: &[&CatalogColumn]) -> Result<Vec<usize>, Error
             .with_hint("add one: without it rows that share a time cannot be told apart"));
     }
     Ok(key.into_iter().map(|(_, i)| i).collect())
-}
-
-fn cursor(name: &TableName, columns: &[&CatalogColumn], wanted: &[String]) -> Result<usize, Error> {
-    let find = |wanted: &String| columns.iter().position(|column| column.name == *wanted);
-    wanted.iter().find_map(find).ok_or_else(|| {
-        let candidates: Vec<&str> = columns
-            .iter()
-            .filter(|column| column.literal_type.starts_with("timestamp") || column.literal_type == "date")
-            .map(|column| column.name.as_str())
-            .collect();
-        let hint = if candidates.is_empty() {
-            "add a column that every write sets to now(), and name it in CURSOR_COLUMN".to_owned()
-        } else {
-            format!(
-                "set CURSOR_COLUMN to the one that every write sets; candidates: {}",
-                candidates.join(", ")
-            )
-        };
-        Error::new(Kind::SchemaChanged, format!("table {name} has no cursor column {}", wanted.join(" or ")))
-            .with_hint(hint)
-    })
 }
 
 fn cursor_kind(name: &TableName, column: &CatalogColumn, ty: &Type) -> Result<CursorKind, Error> {

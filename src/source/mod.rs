@@ -3,6 +3,7 @@
 pub(crate) mod access;
 pub(crate) mod catalog;
 pub(crate) mod copy;
+pub(crate) mod flight;
 mod guard;
 pub(crate) mod host_key;
 pub(crate) mod private_key;

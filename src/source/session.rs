@@ -5,6 +5,7 @@ use std::future::{Ready, ready};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode as Negotiation, SslNegotiation};
@@ -17,9 +18,10 @@ use super::access::{Credentials, Database, SslMode};
 use super::guard::{Guard, Refused};
 use super::ssh::{End, Tunnel};
 use super::{Stream, tcp, tls};
-use crate::cursor::DatabaseId;
+use crate::cursor::{DatabaseId, Lsn};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
+use crate::plan::Log;
 
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,6 +46,8 @@ pub(crate) struct Session {
     /// `None` after it was lost, or cut in the middle of a COPY.
     connection: Option<Connection>,
     pub(crate) database_id: DatabaseId,
+    /// Which of the log's functions this role may call; an error inside a transaction would end it.
+    pub(crate) log: Log,
 }
 
 /// A client and the task that drives it, which ends with it.
@@ -88,9 +92,9 @@ impl Session {
         let application_name = format!("bastion-sync/{sync_id}");
         let database = &credentials.database;
         match Connection::open(tunnel.as_ref(), database, &application_name, bounds, deadline).await {
-            Ok((connection, database_id)) => {
+            Ok((connection, database_id, log)) => {
                 let connection = Some(connection);
-                Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id })
+                Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id, log })
             }
             Err(error) => {
                 if let Some(tunnel) = tunnel {
@@ -111,7 +115,7 @@ impl Session {
         }
         self.connection = None;
         let database = &self.credentials.database;
-        let (connection, _) =
+        let (connection, _, _) =
             Connection::open(self.tunnel.as_ref(), database, &self.application_name, self.bounds, deadline)
                 .await?;
         self.connection = Some(connection);
@@ -146,6 +150,25 @@ impl Session {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         }))
+    }
+
+    /// Runs statements one by one, each in a transaction of its own, in one round trip; the rows of each.
+    ///
+    /// # Errors
+    /// As [`Self::error`].
+    pub(super) async fn run_each<const N: usize>(
+        &self,
+        statements: [&str; N],
+        deadline: Deadline,
+    ) -> Result<[Vec<Row>; N], Error> {
+        let limit = self.statement_limit(deadline);
+        let client = self.client()?;
+        let answers = timeout(limit, join_all(statements.map(|statement| client.simple_query(statement)))).await;
+        let mut rows = [const { Vec::new() }; N];
+        for (rows, answer) in rows.iter_mut().zip(answers.map_err(|_| silent(limit))?) {
+            *rows = all_rows(&answer.map_err(|error| self.error(&error))?);
+        }
+        Ok(rows)
     }
 
     /// Runs one statement with bound parameters.
@@ -208,7 +231,7 @@ impl Connection {
         application_name: &str,
         bounds: Bounds,
         deadline: Deadline,
-    ) -> Result<(Self, DatabaseId), Error> {
+    ) -> Result<(Self, DatabaseId, Log), Error> {
         let stream: Stream = match tunnel {
             Some(tunnel) => tunnel.channel(&database.host, database.port, deadline).await?,
             None => {
@@ -229,8 +252,8 @@ impl Connection {
             let context = format!("login at the database timed out after {} ms", limit.as_millis());
             Error::new(Kind::DatabaseUnreachable, context)
         })??;
-        let id = connection.prepare(bounds, limit).await?;
-        Ok((connection, id))
+        let (id, log) = connection.prepare(bounds, limit).await?;
+        Ok((connection, id, log))
     }
 
     /// Lets the driver say goodbye, and waits a little for it.
@@ -240,39 +263,70 @@ impl Connection {
         let _ = timeout(CLOSE_TIMEOUT, &mut driver.0).await;
     }
 
-    /// Sets the session's bounds and asks which database this is. Both are sent at once.
-    async fn prepare(&self, bounds: Bounds, limit: Duration) -> Result<DatabaseId, Error> {
+    /// Sets the session's bounds and asks which database this is: all at once, each by itself, because some managed services
+    /// refuse some of it. Then what they do say must do.
+    async fn prepare(&self, bounds: Bounds, limit: Duration) -> Result<(DatabaseId, Log), Error> {
         let settings = settings(bounds);
+        let ask = |sql| self.client.simple_query(sql);
         let asked = timeout(limit, async {
             tokio::join!(
-                self.client.simple_query(&settings),
+                ask(&settings),
                 // A backend that sorts does not notice that we have gone, unless it looks. Not every platform can.
-                self.client.simple_query("set client_connection_check_interval = '5s'"),
-                self.client
-                    .simple_query("select oid, datname from pg_database where datname = current_database()"),
-                self.client.simple_query("select system_identifier from pg_control_system()"),
+                ask("set client_connection_check_interval = '5s'"),
+                ask("select oid, datname, pg_postmaster_start_time(), pg_is_in_recovery() from pg_database \
+                     where datname = current_database()"),
+                ask("select system_identifier from pg_control_system()"),
+                ask("select timeline_id from pg_control_checkpoint()"),
+                ask("select pg_current_wal_flush_lsn(), pg_current_wal_insert_lsn(), \
+                     pg_walfile_name(pg_current_wal_insert_lsn())"),
+                ask("select pg_last_wal_replay_lsn()"),
             )
         });
-        let (settings, _, database, system) = asked.await.map_err(|_| silent(limit))?;
+        let (settings, _, database, system, control, written, replayed) =
+            asked.await.map_err(|_| silent(limit))?;
         settings.map_err(|error| login_error(&error))?;
-        let database = first_row(&database.map_err(|error| login_error(&error))?);
-        // Refused on some managed services; then the database's name and oid must do.
-        let system_identifier =
-            system.ok().and_then(|rows| first_row(&rows)).and_then(|mut row| row.pop().flatten());
-        match database.as_deref() {
-            Some([Some(oid), Some(name)]) => {
-                Ok(DatabaseId { system_identifier, oid: oid.parse().unwrap_or(0), name: name.clone() })
-            }
-            _ => Err(Error::new(Kind::DatabaseUnavailable, "the server does not say which database this is")),
-        }
+        let database = all_rows(&database.map_err(|error| login_error(&error))?);
+        let optional = |answer: Result<Vec<SimpleQueryMessage>, _>| {
+            answer.ok().and_then(|answer| all_rows(&answer).into_iter().next()).unwrap_or_default()
+        };
+        let field = |row: &Row, i: usize| row.get(i).cloned().flatten();
+        let [Some(oid), Some(name), Some(started), Some(in_recovery)] = database.first().map(Vec::as_slice).unwrap_or(&[])
+        else {
+            let context = "the server does not say which database this is";
+            return Err(Error::new(Kind::DatabaseUnavailable, context));
+        };
+        let is_standby = in_recovery == "t";
+        let (written, replayed, control) = (optional(written), optional(replayed), optional(control));
+        let lsn = |row: &Row| field(row, 0).and_then(|lsn| lsn.parse::<Lsn>().ok());
+        let (log, lsn) = match is_standby {
+            true => (if lsn(&replayed).is_some() { Log::Replayed } else { Log::Hidden }, lsn(&replayed)),
+            false => (if lsn(&written).is_some() { Log::Written } else { Log::Hidden }, lsn(&written)),
+        };
+        // The current file's name begins with the timeline; the control file has that of the last checkpoint.
+        let of_file = field(&written, 2).and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
+        let timeline = of_file.or_else(|| field(&control, 0)?.parse().ok());
+        let id = DatabaseId {
+            system_identifier: field(&optional(system), 0),
+            oid: oid.parse().unwrap_or(0),
+            name: name.clone(),
+            timeline,
+            started: started.clone(),
+            is_standby,
+            lsn,
+        };
+        Ok((id, log))
     }
 }
 
-fn first_row(messages: &[SimpleQueryMessage]) -> Option<Vec<Option<String>>> {
-    messages.iter().find_map(|message| match message {
+/// The fields of a row, as text.
+pub(super) type Row = Vec<Option<String>>;
+
+fn all_rows(messages: &[SimpleQueryMessage]) -> Vec<Row> {
+    let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
         _ => None,
-    })
+    });
+    rows.collect()
 }
 
 /// Sent as SET and not as start-up parameters, which poolers refuse. With a bastion in between, the server's own TCP

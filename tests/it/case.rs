@@ -14,7 +14,8 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The table of the example that this replaces.
 pub(crate) const SAMPLE_USERS: &str = "create table sample_users (
-    id text primary key, name text, modified_at timestamptz not null default clock_timestamp())";
+    id text primary key, name text, modified_at timestamptz not null default clock_timestamp());
+    create index on sample_users (modified_at)";
 
 pub(crate) struct Case {
     pub(crate) stack: Stack,

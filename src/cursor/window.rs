@@ -1,0 +1,289 @@
+//! One table's cursor, and the window that it may be in the middle of.
+
+use std::fmt;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::identity::Lsn;
+use super::leaves::Leaves;
+use super::observation::Observation;
+use super::xid::{self, Snapshot};
+use super::xid_set::XidSet;
+
+/// How far the clocks of servers that take over from each other may be apart.
+const CLOCKS_APART: TimeDelta = TimeDelta::hours(1);
+
+/// Where one table stands: W, S and D of the last window that was read to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TableCursor {
+    /// The number of the last commit; 0 before the first.
+    pub(crate) seq: u64,
+    /// Of the table's `pg_class` row: a table swapped by rename has another.
+    pub(crate) oid: u32,
+    /// Cursor column and primary key with their types: what W and a position are made of.
+    pub(crate) order: String,
+    /// W: no row version invisible to the snapshot has a cursor value before this, less the slack. `None`: unknown, so that
+    /// every row must be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) watermark: Option<DateTime<Utc>>,
+    /// S: every transaction below its `xmin` had finished. `None`: nothing counts as delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<Snapshot>,
+    /// D: the transactions from `xmin` on whose rows were delivered.
+    #[serde(default, skip_serializing_if = "XidSet::is_empty")]
+    pub(crate) delivered: XidSet,
+    /// The database's clock before that window was opened: t0. `None` during a backfill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) as_of: Option<DateTime<Utc>>,
+    /// The relations that held the table's rows then.
+    #[serde(default)]
+    pub(crate) leaves: Leaves,
+    /// Whether what was committed last is safe from a crash of the server.
+    #[serde(default)]
+    pub(crate) fence: Fence,
+    /// Windows completed since every row was last looked at.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) unaudited: u64,
+    /// The window that is not read to its end yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) window: Option<Window>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The rows that one snapshot owes a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Window {
+    /// t0 of the observation before the snapshot.
+    pub(crate) as_of: DateTime<Utc>,
+    /// W when the window is read to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) watermark: Option<DateTime<Utc>>,
+    /// S when the window is read to its end.
+    pub(crate) snapshot: Snapshot,
+    pub(crate) scope: Scope,
+    pub(crate) leaves: Leaves,
+    /// Where the log ended after the snapshot was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lsn: Option<Lsn>,
+    pub(crate) position: Position,
+}
+
+/// What belongs to a window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Scope {
+    /// All that its snapshot shows: only within the snapshot's own transaction.
+    Whole,
+    /// What is older than the snapshot's `xmin`, and the transactions from there on that it showed: known in later
+    /// transactions, too.
+    Frozen {
+        #[serde(default, skip_serializing_if = "XidSet::is_empty")]
+        visible: XidSet,
+    },
+}
+
+/// Up to where a window was delivered. Its `Debug` shows no value.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Position {
+    /// The rows from the watermark on, in the order of cursor column and primary key.
+    Range {
+        /// The last row's values, as PostgreSQL reads them; `None` at the start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<After>,
+    },
+    /// Then those whose cursor column is NULL or `-infinity`, in the order of the primary key.
+    Unset {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<Vec<String>>,
+    },
+    /// Every row, by its place: leaf by leaf in the order of their oids, and block by block.
+    Scan {
+        #[serde(default)]
+        leaf: u32,
+        #[serde(default)]
+        after: Place,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct After {
+    pub(crate) cursor: String,
+    pub(crate) key: Vec<String>,
+}
+
+/// A row version's `ctid`: block, and number in the block, counted from 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Place(pub(crate) u32, pub(crate) u16);
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Range { .. } => "Range",
+            Self::Unset { .. } => "Unset",
+            Self::Scan { .. } => "Scan",
+        })
+    }
+}
+
+impl Position {
+    pub(crate) fn scan() -> Self {
+        Self::Scan { leaf: 0, after: Place::default() }
+    }
+
+    pub(crate) fn is_scan(&self) -> bool {
+        matches!(self, Self::Scan { .. })
+    }
+}
+
+/// Whether a snapshot's transactions are safe from a crash of the server: with `synchronous_commit = off` it shows what is
+/// not on disk yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Fence {
+    /// The log was flushed beyond the snapshot; a standby has nothing else.
+    Passed,
+    /// It was not within the time that we wait.
+    TimedOut,
+    /// The server does not say.
+    #[default]
+    None,
+}
+
+/// Ids that a snapshot may not show although a row has them: a row frozen more than 2³² ids ago has the lower 32 bits of
+/// another transaction, too, and that one may be in progress. Put into D it would hide that transaction's rows for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// Fewer than 2³² ids were ever given out.
+    #[default]
+    None,
+    /// In progress.
+    Of { xids: XidSet, from: u64 },
+    /// All: the server cannot say which are in progress.
+    All,
+}
+
+impl Doubt {
+    /// `in_progress`: the snapshot's own list, of top-level transactions. `locked`: the ids, of subtransactions also, that
+    /// were held locked by their transactions just after it; `None` where that cannot be seen.
+    pub(crate) fn new(snapshot: Snapshot, in_progress: &[u64], locked: Option<&[u32]>) -> Self {
+        if snapshot.xmax <= 1 << 32 {
+            return Self::None;
+        }
+        let Some(locked) = locked else { return Self::All };
+        let held: XidSet = locked.iter().map(|xid| xid::rebuilt(*xid, snapshot.xmax)).collect();
+        // One that finished between the two looks may have had subtransactions, whose ids are above its own.
+        let finished = in_progress.iter().copied().filter(|xid| !held.contains(*xid)).min();
+        let xids = held.union(&in_progress.iter().copied().collect());
+        Self::Of { xids, from: finished.unwrap_or(u64::MAX) }
+    }
+
+    fn holds(&self, xid: u64) -> bool {
+        match self {
+            Self::None => false,
+            Self::Of { xids, from } => xid >= *from || xids.contains(xid),
+            Self::All => true,
+        }
+    }
+
+    /// Of ids on visible rows: those from the snapshot's `xmin` on that it certainly shows.
+    pub(crate) fn visible(&self, snapshot: Snapshot, xids: impl Iterator<Item = u64>) -> XidSet {
+        let between = snapshot.xmin..snapshot.xmax;
+        xids.filter(|xid| between.contains(xid) && !self.holds(*xid)).collect()
+    }
+}
+
+impl TableCursor {
+    /// The cursor of a table that has never been read, or must be read again: a backfill.
+    pub(crate) fn at_start(seq: u64, oid: u32, order: String) -> Self {
+        Self {
+            seq,
+            oid,
+            order,
+            watermark: None,
+            snapshot: None,
+            delivered: XidSet::default(),
+            as_of: None,
+            leaves: Leaves::default(),
+            fence: Fence::None,
+            unaudited: 0,
+            window: None,
+        }
+    }
+
+    /// Of a table that must be read again from its start: no table has this oid, so that the next sync begins anew and
+    /// goes on counting.
+    pub(crate) fn forgotten(seq: u64) -> Self {
+        Self::at_start(seq, 0, String::new())
+    }
+
+    /// After what was delivered may have been lost at the server: everything from the watermark on is read again, and more,
+    /// because another server's clock may be behind.
+    pub(crate) fn uncertain(&self) -> Self {
+        let watermark = self.watermark.and_then(|watermark| watermark.checked_sub_signed(CLOCKS_APART));
+        match watermark {
+            None => Self::forgotten(self.seq),
+            watermark => Self { watermark, snapshot: None, delivered: XidSet::default(), window: None, ..self.clone() },
+        }
+    }
+
+    /// Whether the table has yet to be read to its end for the first time.
+    pub(crate) fn is_backfill(&self) -> bool {
+        self.as_of.is_none()
+    }
+
+    /// The time from which on the index must be looked through.
+    pub(crate) fn bound(&self, slack: TimeDelta) -> Option<DateTime<Utc>> {
+        self.watermark.and_then(|watermark| watermark.checked_sub_signed(slack))
+    }
+
+    /// After ids were given out that 32 bits do not tell from those of S: everything from the watermark on is read again.
+    pub(crate) fn is_out_of_reach(&self, next: u64) -> bool {
+        self.snapshot.is_some_and(|snapshot| xid::distance(snapshot.xmin, next).is_none())
+    }
+
+    pub(crate) fn forget_delivered(&mut self) {
+        (self.snapshot, self.delivered) = (None, XidSet::default());
+    }
+
+    /// What holds after the window was read to its end. `visible`: of the transactions from S0's `xmin` on, those whose rows
+    /// were delivered.
+    pub(crate) fn completed(&self, window: &Window, visible: &XidSet) -> Self {
+        let delivered = visible.union(&self.delivered.at_least(window.snapshot.xmin));
+        Self {
+            watermark: window.watermark,
+            snapshot: Some(window.snapshot),
+            delivered,
+            as_of: Some(window.as_of),
+            leaves: window.leaves.clone(),
+            unaudited: if window.position.is_scan() { 0 } else { self.unaudited + 1 },
+            window: None,
+            ..self.clone()
+        }
+    }
+}
+
+impl Window {
+    /// The watermark of a window that was opened after this observation. `is_partial`: what its snapshot showed of the
+    /// transactions from its `xmin` on is left to the next window.
+    pub(crate) fn watermark(
+        before: Option<DateTime<Utc>>,
+        observation: &Observation,
+        snapshot: Snapshot,
+        is_partial: bool,
+    ) -> Option<DateTime<Utc>> {
+        before.max(match is_partial {
+            false => observation.floor(),
+            // What is left may have begun long before, and have committed before we looked.
+            true => observation.floor_from(snapshot.xmin),
+        })
+    }
+}
