@@ -73,6 +73,19 @@ impl Table {
         self.cursor.map(|i| &self.columns[i])
     }
 
+    /// What to do about a table without a cursor column.
+    pub(crate) fn cursor_advice(&self) -> String {
+        let is_time = |column: &&Column| ["timestamp", "date"].iter().any(|ty| column.literal_type.starts_with(ty));
+        let candidates: Vec<&str> = self.columns.iter().filter(is_time).map(|column| column.name.as_str()).collect();
+        match candidates.is_empty() {
+            true => "add a column that every write sets to now(), and name it in CURSOR_COLUMN".to_owned(),
+            false => {
+                let list = candidates.join(", ");
+                format!("set CURSOR_COLUMN to the one that every write sets; candidates: {list}")
+            }
+        }
+    }
+
     pub(crate) fn key_names(&self) -> Vec<&str> {
         self.key.iter().map(|i| self.columns[*i].name.as_str()).collect()
     }

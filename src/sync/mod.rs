@@ -83,6 +83,8 @@ struct Run<'a> {
     byte_count: u64,
     completed_count: usize,
     completed_backfill_count: usize,
+    /// A window was opened for later transactions to read.
+    has_frozen: bool,
     has_unfinished: bool,
     reports: Vec<Report>,
 }
@@ -121,6 +123,7 @@ impl<'a> Run<'a> {
             byte_count: 0,
             completed_count: 0,
             completed_backfill_count: 0,
+            has_frozen: false,
             has_unfinished: false,
             reports: Vec::new(),
         }
@@ -183,7 +186,7 @@ impl<'a> Run<'a> {
         // after ten answers without rows that promise more.
         let is_backfill_progress =
             self.completed_backfill_count > 0 && self.call.request.door != Door::Fivetran;
-        let has_progress = self.row_count > 0 || is_backfill_progress;
+        let has_progress = self.row_count > 0 || is_backfill_progress || self.has_frozen;
         Outcome {
             has_more: self.has_unfinished && has_progress,
             state: self.ledger.state().clone(),
@@ -255,6 +258,7 @@ impl<'a> Run<'a> {
             self.inserts = inserts;
             let publication = self.publication(table, before.as_ref(), &share, sealed);
             self.count(&mut done, &share, publication.as_ref());
+            self.has_frozen |= cursor.window.is_none() && share.cursor.window.is_some();
             cursor = share.cursor.clone();
             self.ledger.stage(Change {
                 table: table.name.to_string(),

@@ -244,12 +244,13 @@ impl Run<'_> {
         }
         let is_range = self.is_range(table, cursor) && !is_audit;
         let bytes = transaction.bytes();
-        if !is_range && table.cursor.is_none() && bytes > WHOLE_BYTES {
-            let context = format!("table {} has no cursor column, and {} MB", table.name, bytes >> 20);
-            return Err(Error::new(Kind::SchemaChanged, context).with_hint(
-                "every run would look at each row: name a column that every write sets to now() in CURSOR_COLUMN, or \
-                 leave the table out",
-            ));
+        if table.cursor.is_none() {
+            let advice = table.cursor_advice();
+            if bytes > WHOLE_BYTES {
+                let context = format!("table {} has no cursor column, and {} MB", table.name, bytes >> 20);
+                return Err(Error::new(Kind::SchemaChanged, context).with_hint(advice));
+            }
+            notes.push(format!("no cursor column: every run looks at each row; {advice}"));
         }
         if let Some(column) = table.cursor_column().filter(|_| !table.is_indexed && bytes > LARGE_BYTES) {
             let name = &column.name;

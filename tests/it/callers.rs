@@ -110,7 +110,8 @@ async fn a_row_that_fits_the_next_answer_waits_for_it() {
             break;
         }
     }
-    assert_eq!(counts, [21_000, 1, 1]);
+    // The last looks once more, because the others were read in several transactions.
+    assert_eq!(counts, [21_000, 1, 1, 0]);
 }
 
 #[tokio::test]

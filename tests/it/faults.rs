@@ -98,12 +98,13 @@ async fn an_unknown_table_is_told() {
 async fn a_missing_cursor_column_is_told_with_the_candidates() {
     let case = Case::new("missing_cursor").await;
     case.run("create table t (id int primary key, changed timestamptz, born date, text text)").await;
-    let error = failure(&case, &case.configuration(), &[("TABLES", "t")], &json!({})).await;
-    assert_error(&error, "SchemaChanged", &["modified_at or updated_at", "CURSOR_COLUMN", "changed, born"]);
     let error =
         failure(&case, &case.configuration(), &[("TABLES", "t"), ("CURSOR_COLUMN", "text")], &json!({}))
             .await;
     assert_error(&error, "SchemaChanged", &["cursor column text", "of type text"]);
+    let answer = sync(&case.function(&[("TABLES", "t")]).await).await;
+    let notes = answer["tables"][0]["notes"].to_string();
+    assert!(notes.contains("no cursor column") && notes.contains("candidates: changed, born"), "{notes}");
 }
 
 #[tokio::test]

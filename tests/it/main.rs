@@ -8,6 +8,7 @@ mod commit;
 mod faults;
 mod keys;
 mod main_job;
+mod stress;
 mod structure;
 mod types;
 mod types_matrix;

@@ -30,6 +30,7 @@ pub use crate::{
     lambda::{Function, FunctionError, FunctionOptions, Invocation},
     postgres::{Database, Postgres, PostgresAddress, PostgresOptions},
     proxy::{Hold, Proxy, Trigger},
+    random::Random,
     s3::{BUCKET, FIVETRAN_BUCKET, S3Address},
 };
 

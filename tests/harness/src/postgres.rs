@@ -46,7 +46,11 @@ pub struct PostgresOptions {
 #[derive(Debug)]
 pub struct Postgres {
     pub address: PostgresAddress,
-    daemon: Daemon,
+    bin: PathBuf,
+    own: PathBuf,
+    account: Option<Account>,
+    /// `None` while it is stopped.
+    daemon: Option<Daemon>,
 }
 
 /// A database of one test, with a role that may log in and read what the superuser creates in `public`.
@@ -79,11 +83,7 @@ impl Postgres {
         initialize(&bin, &own, account).await;
         configure(&own, port, &options);
 
-        let mut command = command(&bin.join("postgres"), &own, account);
-        command.arg("-D").arg(own.join("data"));
-        // SIGQUIT is the immediate shutdown: nothing here is worth a checkpoint.
-        let mut daemon = Daemon::spawn("postgres", "QUIT", command, own.join("log"));
-        let mut address = PostgresAddress {
+        let address = PostgresAddress {
             host: "127.0.0.1".to_owned(),
             port,
             superuser: SUPERUSER.to_owned(),
@@ -91,20 +91,83 @@ impl Postgres {
             ca_pem: own.join("ca.pem"),
             version: String::new(),
         };
-        let client = loop {
-            match address.try_connect("postgres", SUPERUSER, &address.password).await {
-                Ok(client) => break client,
+        let mut postgres = Postgres { address, bin, own, account, daemon: None };
+        let client = postgres.start_again().await;
+        let row = client.query_one("select split_part(current_setting('server_version'), ' ', 1)", &[]).await;
+        postgres.address.version = row.expect("the new cluster answers").get(0);
+        postgres
+    }
+
+    /// A hot standby of this cluster, under its directory, which streams from it.
+    pub async fn start_standby(&self) -> Postgres {
+        let port = random::port();
+        let own = self.own.join(format!("s-{port}"));
+        fs::create_dir(&own).unwrap_or_else(|error| panic!("{}: {error}", own.display()));
+        if let Some(account) = self.account {
+            chown(&own, Some(account.user), Some(account.group)).expect("root may give files away");
+        }
+        let mut backup = command(&self.bin.join("pg_basebackup"), &own, self.account);
+        backup.env("PGPASSWORD", &self.address.password).args(["--pgdata", "data", "--write-recovery-conf"]);
+        backup.args(["--checkpoint", "fast", "--no-sync", "--host", &self.address.host, "--username", SUPERUSER]);
+        backup.args(["--port", &self.address.port.to_string()]);
+        process::run(backup).await;
+        let path = own.join("data/postgresql.conf");
+        let settings = fs::read_to_string(&path).expect("the backup has a postgresql.conf");
+        fs::write(&path, format!("{settings}\nport = {port}\nunix_socket_directories = '{}'\n", own.display()))
+            .expect("postgresql.conf is writable");
+        let address = PostgresAddress { port, ..self.address.clone() };
+        let mut standby =
+            Postgres { address, bin: self.bin.clone(), own, account: self.account, daemon: None };
+        standby.start_again().await;
+        standby
+    }
+
+    /// Ends it at once, as a crash would: what it had not written is lost.
+    pub fn crash(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Ends it in order.
+    pub async fn stop(&mut self) {
+        let mut command = command(&self.bin.join("pg_ctl"), &self.own, self.account);
+        command.args(["stop", "--pgdata", "data", "--mode", "fast", "--wait"]);
+        process::run(command).await;
+        self.daemon = None;
+    }
+
+    /// Starts it after its end; a superuser's connection.
+    pub async fn start_again(&mut self) -> Client {
+        let mut command = command(&self.bin.join("postgres"), &self.own, self.account);
+        command.arg("-D").arg(self.own.join("data"));
+        // SIGQUIT is the immediate shutdown: nothing here is worth a checkpoint.
+        let daemon = self.daemon.insert(Daemon::spawn("postgres", "QUIT", command, self.own.join("log")));
+        loop {
+            match self.address.try_connect("postgres", SUPERUSER, &self.address.password).await {
+                Ok(client) => return client,
                 Err(_) => daemon.keep_waiting().await,
             }
-        };
-        let row = client.query_one("select split_part(current_setting('server_version'), ' ', 1)", &[]).await;
-        address.version = row.expect("the new cluster answers").get(0);
-        Postgres { address, daemon }
+        }
+    }
+
+    /// Sets the next transaction's id, while it is stopped (pg_resetwal). The commit log there is made up.
+    pub async fn set_next_xid(&self, next_xid: u64) {
+        let (epoch, low) = (next_xid >> 32, next_xid & 0xffff_ffff);
+        let mut command = command(&self.bin.join("pg_resetwal"), &self.own, self.account);
+        command.args(["--pgdata", "data", "--epoch", &epoch.to_string(), "--next-transaction-id", &low.to_string()]);
+        process::run(command).await;
+        // The segment that this id is in: 8192 bytes of status a page, four ids a byte, 32 pages a segment.
+        let segment = self.own.join(format!("data/pg_xact/{:04X}", low / (8192 * 4 * 32)));
+        if !segment.exists() {
+            fs::write(&segment, vec![0; 8192 * 32]).expect("the cluster's directory is writable");
+            if let Some(account) = self.account {
+                chown(&segment, Some(account.user), Some(account.group)).expect("root may give files away");
+            }
+        }
     }
 
     /// The postmaster's.
     pub fn pid(&self) -> u32 {
-        self.daemon.pid()
+        self.daemon.as_ref().expect("it is running").pid()
     }
 }
 
@@ -305,6 +368,6 @@ log_line_prefix = '%m [%p] %d %a '
     fs::write(&path, defaults + &settings).expect("postgresql.conf is writable");
     let mut hba = options.hba.clone();
     hba.push("local all all scram-sha-256".to_owned());
-    hba.push("host all all 127.0.0.1/32 scram-sha-256".to_owned());
+    hba.push("host all,replication all 127.0.0.1/32 scram-sha-256".to_owned());
     fs::write(own.join("data/pg_hba.conf"), hba.join("\n") + "\n").expect("pg_hba.conf is writable");
 }

@@ -15,6 +15,44 @@ pub(crate) fn uuid() -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
+/// Random numbers that a seed brings back (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// A seed that no other run has.
+    pub fn new_seed() -> u64 {
+        u64::from_str_radix(&hex(6), 16).expect("hexadecimal digits")
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// An index into a list of this length.
+    pub fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).expect("less than a usize")
+    }
+
+    /// Another sequence, from this one.
+    pub fn fork(&mut self) -> Random {
+        Random(self.next())
+    }
+}
+
 /// A free TCP port of 127.0.0.1. It lies below the ports that Linux (32768) and macOS (49152) give to outgoing
 /// connections, so that none of those takes it before its owner listens.
 pub(crate) fn port() -> u16 {
