@@ -11,6 +11,9 @@ use super::observation::Observation;
 use super::xid::{self, Snapshot};
 use super::xid_set::XidSet;
 
+/// So many ids there are of 32 bits: before, no two rows' ids are taken for one another.
+const AN_AGE: u64 = 1 << 32;
+
 /// How far the clocks of servers that take over from each other may be apart.
 const CLOCKS_APART: TimeDelta = TimeDelta::hours(1);
 
@@ -40,6 +43,9 @@ pub(crate) struct TableCursor {
     /// The relations that held the table's rows then.
     #[serde(default)]
     pub(crate) leaves: Leaves,
+    /// A scan may have passed over rows that were frozen an age ago, taking them for ids below this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) passed_over: Option<u64>,
     /// Whether what was committed last is safe from a crash of the server.
     #[serde(default)]
     pub(crate) fence: Fence,
@@ -62,7 +68,7 @@ fn is_zero(number: &u64) -> bool {
 pub(crate) struct Window {
     /// t0 of the observation before the snapshot.
     pub(crate) as_of: DateTime<Utc>,
-    /// W when the window is read to its end.
+    /// W when the window is read to its end, unless it is later already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) watermark: Option<DateTime<Utc>>,
     /// S when the window is read to its end.
@@ -175,7 +181,7 @@ impl Doubt {
     /// `in_progress`: the snapshot's own list, of top-level transactions. `locked`: the ids, of subtransactions also, that
     /// were held locked by their transactions just after it; `None` where that cannot be seen.
     pub(crate) fn new(snapshot: Snapshot, in_progress: &[u64], locked: Option<&[u32]>) -> Self {
-        if snapshot.xmax <= 1 << 32 {
+        if snapshot.xmax <= AN_AGE {
             return Self::None;
         }
         let Some(locked) = locked else { return Self::All };
@@ -184,6 +190,12 @@ impl Doubt {
         let finished = in_progress.iter().copied().filter(|xid| !held.contains(*xid)).min();
         let xids = held.union(&in_progress.iter().copied().collect());
         Self::Of { xids, from: finished.unwrap_or(u64::MAX) }
+    }
+
+    /// Whether another look may tell more: then some ids are in doubt only because a transaction finished just then. Their rows
+    /// would come again.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Of { from, .. } if *from < u64::MAX)
     }
 
     fn holds(&self, xid: u64) -> bool {
@@ -213,6 +225,7 @@ impl TableCursor {
             delivered: XidSet::default(),
             as_of: None,
             leaves: Leaves::default(),
+            passed_over: None,
             fence: Fence::None,
             unaudited: 0,
             window: None,
@@ -231,7 +244,11 @@ impl TableCursor {
         let watermark = self.watermark.and_then(|watermark| watermark.checked_sub_signed(CLOCKS_APART));
         match watermark {
             None => Self::forgotten(self.seq),
-            watermark => Self { watermark, snapshot: None, delivered: XidSet::default(), window: None, ..self.clone() },
+            watermark => {
+                let mut cursor = Self { watermark, window: None, ..self.clone() };
+                cursor.forget_delivered();
+                cursor
+            }
         }
     }
 
@@ -251,15 +268,28 @@ impl TableCursor {
     }
 
     pub(crate) fn forget_delivered(&mut self) {
-        (self.snapshot, self.delivered) = (None, XidSet::default());
+        (self.snapshot, self.delivered, self.passed_over) = (None, XidSet::default(), None);
     }
 
     /// What holds after the window was read to its end. `visible`: of the transactions from S0's `xmin` on, those whose rows
-    /// were delivered.
-    pub(crate) fn completed(&self, window: &Window, visible: &XidSet) -> Self {
+    /// were delivered. `next`: the next id then.
+    ///
+    /// Where rows may be of any age, because nothing or not all of them had been delivered, a window over several transactions
+    /// takes one frozen an age ago for one of the ids given out meanwhile, and passes it over. Another finds it, once all of
+    /// those are below its snapshot's `xmin`; until then the watermark stays.
+    pub(crate) fn completed(&self, window: &Window, visible: &XidSet, next: u64) -> Self {
         let delivered = visible.union(&self.delivered.at_least(window.snapshot.xmin));
+        let is_any_age = self.watermark.is_none() || self.snapshot.is_none() || self.passed_over.is_some();
+        let may_pass_over = is_any_age && window.scope != Scope::Whole && next > AN_AGE;
+        let passed_over = match self.passed_over {
+            _ if !may_pass_over => None,
+            Some(below) if below <= window.snapshot.xmin => None,
+            Some(below) => Some(below),
+            None => Some(next),
+        };
         Self {
-            watermark: window.watermark,
+            watermark: self.watermark.max(window.watermark.filter(|_| passed_over.is_none())),
+            passed_over,
             snapshot: Some(window.snapshot),
             delivered,
             as_of: Some(window.as_of),
@@ -275,15 +305,14 @@ impl Window {
     /// The watermark of a window that was opened after this observation. `is_partial`: what its snapshot showed of the
     /// transactions from its `xmin` on is left to the next window.
     pub(crate) fn watermark(
-        before: Option<DateTime<Utc>>,
         observation: &Observation,
         snapshot: Snapshot,
         is_partial: bool,
     ) -> Option<DateTime<Utc>> {
-        before.max(match is_partial {
+        match is_partial {
             false => observation.floor(),
             // What is left may have begun long before, and have committed before we looked.
             true => observation.floor_from(snapshot.xmin),
-        })
+        }
     }
 }

@@ -25,6 +25,9 @@ const WHOLE_BYTES: u64 = 1 << 30;
 /// From here on it is worth saying that an index is missing.
 const LARGE_BYTES: u64 = 16 << 20;
 
+/// How often a snapshot is taken anew that leaves ids in doubt.
+const MOST_LOOKS: usize = 5;
+
 /// To find the place of a row that an error is about.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -134,7 +137,14 @@ impl Run<'_> {
         let Attempt { table, observation, .. } = attempt;
         let mut cursor = attempt.cursor.clone();
         let mut notes = Vec::new();
-        let transaction = self.begin(table, &cursor).await?;
+        let mut transaction = self.begin(table, &cursor).await?;
+        for _ in 0..MOST_LOOKS {
+            if cursor.window.is_some() || !transaction.doubt.is_passing() {
+                break;
+            }
+            self.session.run("rollback", self.call.deadline).await?;
+            transaction = self.begin(table, &cursor).await?;
+        }
         let mut opened = self.opened(attempt, &mut cursor, &transaction, &mut notes).await?;
         let (sum, end) = self.pages(table, &cursor, &mut opened, &transaction, output).await?;
         let Opened { mut window, is_own, is_partial, .. } = opened;
@@ -165,9 +175,9 @@ impl Run<'_> {
             (_, false) => TableCursor { window: Some(window.clone()), ..cursor },
             (Scope::Whole, true) => {
                 let visible = transaction.doubt.visible(window.snapshot, sum.xids.into_iter());
-                cursor.completed(&window, &visible)
+                cursor.completed(&window, &visible, transaction.next)
             }
-            (Scope::Frozen { visible }, true) => cursor.completed(&window, visible),
+            (Scope::Frozen { visible }, true) => cursor.completed(&window, visible, transaction.next),
         };
         after.seq += u64::from(sum.rows > 0);
         // What changed meanwhile is the next window's, where that can be read at once.
@@ -230,7 +240,7 @@ impl Run<'_> {
             }
             if cursor.leaves.has_more_in(&files) {
                 notes.push("the table has a new partition: every row was looked at".to_owned());
-                cursor.watermark = None;
+                (cursor.watermark, cursor.passed_over) = (None, None);
             }
             if cursor.as_of.is_some_and(|as_of| observation.at + self.config.cursor_slack < as_of) {
                 notes.push("the server's clock went back by more than the slack: every row was looked at".to_owned());
@@ -259,7 +269,7 @@ impl Run<'_> {
         let is_partial = !is_range && (bytes > WHOLE_BYTES || transaction.doubt == Doubt::All);
         let mut window = Window {
             as_of: observation.at,
-            watermark: Window::watermark(cursor.watermark, observation, transaction.snapshot, is_partial),
+            watermark: Window::watermark(observation, transaction.snapshot, is_partial),
             snapshot: transaction.snapshot,
             scope: if is_partial { Scope::Frozen { visible: XidSet::default() } } else { Scope::Whole },
             leaves: files,

@@ -198,7 +198,15 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
         "{name}: {rows} versions, {runs} runs, {kills} killed: {} lost, {} repeated; by `modified_at > last` {naively_lost} lost",
         count.lost, count.repeated
     );
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for manifest in case.manifests() {
+        let receipt = &manifest["receipt"];
+        *kinds.entry(format!("{} {}", receipt["window"], receipt["scope"]).replace('"', "")).or_default() += 1;
+    }
+    println!("{name}: commits by kind of window: {kinds:?}");
     assert_eq!(count, Count::default());
+    let expected = if is_standby { ["scan whole", "scan frozen"] } else { ["range whole", "range frozen"] };
+    assert!(expected.iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
     assert!(naively_lost > 0, "writers that do no harm to the usual cursor prove nothing");
 }
 
