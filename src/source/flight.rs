@@ -19,7 +19,7 @@ const FENCE_PAUSE: Duration = Duration::from_millis(20);
 ///
 /// A virtual transaction's lock is visible to every role, its start only to those with `pg_read_all_stats`. A session that is
 /// active counts with its query's start even between two transactions: the next one of the same message has that as its
-/// `now()`. Sessions of other databases cannot write to this one.
+/// `now()`. Sessions of other databases, and background processes of none, cannot write to this one.
 ///
 /// # Errors
 /// As [`Session::error`].
@@ -36,7 +36,7 @@ pub(crate) async fn list(session: &Session, deadline: Deadline) -> Result<Listin
                  where pid <> pg_backend_pid() and case when l.pid is null \
                  then a.state in ('active', 'fastpath function call') and a.backend_type = 'client backend' \
                  and a.datname = current_database() \
-                 else a.datname is null or a.datname = current_database() end",
+                 else a.pid is null or a.datname = current_database() end",
                 "select transaction from pg_prepared_xacts where database = current_database()",
                 "select pg_current_snapshot()",
             ],

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::bastion::BastionAddress;
-use harness::{Database, Function, FunctionOptions, Invocation, Proxy, Stack};
+use harness::{
+    Bastion, BastionOptions, Database, Function, FunctionOptions, Invocation, Proxy, Stack,
+};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -74,6 +76,27 @@ impl Case {
     pub(crate) async fn bastion_proxy(&self) -> Proxy {
         let bastion = &self.stack.bastion;
         Proxy::start(format!("{}:{}", bastion.host, bastion.port).parse().unwrap()).await
+    }
+
+    /// The secret for a database of another server, and the bastion that leads to it.
+    pub(crate) async fn configuration_of(&self, database: &Database, port: u16) -> (Value, Bastion) {
+        let permit_open = vec![format!("127.0.0.1:{port}")];
+        let bastion =
+            self.stack.start_bastion(BastionOptions { permit_open, ..BastionOptions::default() }).await;
+        let mut configuration = self.stack.configuration(database, &self.stack.client_key("ed25519"));
+        configuration["bastion_port"] = json!(bastion.address.port);
+        configuration["bastion_host_key"] = json!(bastion.address.known_hosts.join("\n"));
+        configuration["private_port"] = json!(port);
+        (configuration, bastion)
+    }
+
+    /// How often each row came, by a column of whole numbers.
+    pub(crate) fn counts(&self, table: &str, column: &str) -> BTreeMap<i64, usize> {
+        let mut counts = BTreeMap::new();
+        for row in self.rows(table) {
+            *counts.entry(row[column].as_i64().unwrap()).or_default() += 1;
+        }
+        counts
     }
 
     /// The environment for a configuration, with `TABLES=public.*` unless overridden; an empty value removes.

@@ -5,6 +5,7 @@
 mod callers;
 mod case;
 mod commit;
+mod cursor;
 mod faults;
 mod keys;
 mod main_job;

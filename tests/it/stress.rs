@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{BastionOptions, Database, Postgres, PostgresOptions, Random};
+use harness::{Database, Postgres, PostgresOptions, Random};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -186,7 +186,7 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
     }
     let seen = naive.await.unwrap();
     if is_standby {
-        wait_for_replay(&admin, &configuration["private_port"]).await;
+        wait_for_replay(&admin).await;
     }
     while function.invoke(&json!({}), TIMEOUT).await.answer()["has_more"] == true {}
 
@@ -210,7 +210,8 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
     assert!(naively_lost > 0, "writers that do no harm to the usual cursor prove nothing");
 }
 
-async fn wait_for_replay(primary: &Client, _standby_port: &Value) {
+/// Until standbys have all that is committed.
+pub(crate) async fn wait_for_replay(primary: &Client) {
     let sql = "select coalesce(bool_and(replay_lsn >= pg_current_wal_flush_lsn()), false) from pg_stat_replication";
     while !primary.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -240,12 +241,7 @@ async fn nothing_is_lost_or_repeated_on_a_standby() {
     let standby = primary.start_standby().await;
     let database = primary.address.database("stress").await;
     database.admin().await.batch_execute(SCHEMA).await.unwrap();
-    let permit_open = vec![format!("127.0.0.1:{}", standby.address.port)];
-    let bastion = case.stack.start_bastion(BastionOptions { permit_open, ..BastionOptions::default() }).await;
-    let mut configuration = case.stack.configuration(&database, &case.stack.client_key("ed25519"));
-    configuration["bastion_port"] = json!(bastion.address.port);
-    configuration["bastion_host_key"] = json!(bastion.address.known_hosts.join("\n"));
-    configuration["private_port"] = json!(standby.address.port);
-    wait_for_replay(&database.admin().await, &json!(null)).await;
+    let (configuration, _bastion) = case.configuration_of(&database, standby.address.port).await;
+    wait_for_replay(&database.admin().await).await;
     stress("on a standby", &case, &database, &configuration, true).await;
 }

@@ -149,11 +149,13 @@ impl Postgres {
         }
     }
 
-    /// Sets the next transaction's id, while it is stopped (pg_resetwal). The commit log there is made up.
+    /// Sets the next transaction's id, while it is stopped (pg_resetwal). What is in it must be frozen. The commit log there
+    /// is made up.
     pub async fn set_next_xid(&self, next_xid: u64) {
         let (epoch, low) = (next_xid >> 32, next_xid & 0xffff_ffff);
         let mut command = command(&self.bin.join("pg_resetwal"), &self.own, self.account);
         command.args(["--pgdata", "data", "--epoch", &epoch.to_string(), "--next-transaction-id", &low.to_string()]);
+        command.args(["--oldest-transaction-id", &(low - 1_000_000).to_string()]);
         process::run(command).await;
         // The segment that this id is in: 8192 bytes of status a page, four ids a byte, 32 pages a segment.
         let segment = self.own.join(format!("data/pg_xact/{:04X}", low / (8192 * 4 * 32)));
