@@ -17,18 +17,22 @@ use crate::plan::Page;
 use crate::sink::output::Output;
 use crate::source::copy::Copy;
 use crate::source::session::Session;
+use crate::source::watch::Watch;
 use crate::table::Table;
 use crate::text::hex;
 
 /// Rows are handed on in pieces of this size.
 const BUFFER_BYTES: usize = 128 << 10;
 
+/// How often it is looked at whether the page must end while nothing comes.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long the output may take for a piece before the page ends.
 const STALL: Duration = Duration::from_secs(5);
 
 /// Where the reading of a page must stop.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bounds {
+pub(crate) struct Bounds<'a> {
     pub(crate) deadline: Deadline,
     /// The transaction's own end.
     pub(crate) ends: Instant,
@@ -36,6 +40,8 @@ pub(crate) struct Bounds {
     pub(crate) max_bytes: u64,
     /// Ids from here on are of interest.
     pub(crate) xmin: u64,
+    /// Says when someone waits for our lock.
+    pub(crate) watch: &'a Watch,
     /// Whether the output has no row of this run yet, so that a row that does not fit will never fit.
     pub(crate) is_output_empty: bool,
 }
@@ -69,6 +75,8 @@ pub(crate) enum Cut {
     Deadline,
     /// The transaction has been open for long enough.
     Transaction,
+    /// Someone waits for the lock that it holds.
+    LockWanted,
     Bytes,
     /// A row does not fit into the answer any more.
     AnswerFull,
@@ -112,7 +120,7 @@ pub(crate) async fn read(
     filter: Filter<'_>,
     encoder: &RowEncoder,
     output: &mut Output,
-    bounds: Bounds,
+    bounds: Bounds<'_>,
 ) -> Result<PageRead, PageFault> {
     let (read, buffer) = (PageRead::default(), Buffer::default());
     let mut reader = Reader { page, filter, encoder, output, bounds, read, buffer };
@@ -134,7 +142,7 @@ struct Reader<'a> {
     filter: Filter<'a>,
     encoder: &'a RowEncoder,
     output: &'a mut Output,
-    bounds: Bounds,
+    bounds: Bounds<'a>,
     read: PageRead,
     buffer: Buffer,
 }
@@ -156,21 +164,12 @@ impl Reader<'_> {
     async fn run(&mut self, session: &mut Session) -> Result<(), PageFault> {
         let sql = self.page.rows()?;
         // The server answers to COPY with its first row only, after it has sorted.
-        let start = timeout(self.time_left(), Copy::start(session, &sql, self.bounds.deadline)).await;
-        let Ok(copy) = start else {
-            self.read.cut = Some(self.out_of_time());
-            return Ok(());
-        };
+        let start = self.in_time(Copy::start(session, &sql, self.bounds.deadline)).await;
+        let Some(copy) = start else { return Ok(()) };
         let mut copy = copy?;
         let began = Instant::now();
         while self.read.cut.is_none() {
-            let left = self.time_left();
-            // A time-out asks the stream first, which nearly always has a row.
-            let tuple = if left.is_zero() { None } else { timeout(left, copy.next()).await.ok() };
-            let Some(tuple) = tuple else {
-                self.read.cut = Some(self.out_of_time());
-                break;
-            };
+            let Some(tuple) = self.in_time(copy.next()).await else { break };
             let Some(tuple) = tuple.map_err(row_fault)? else { break };
             self.row(&tuple)?;
             if self.buffer.json.len() >= BUFFER_BYTES {
@@ -191,8 +190,24 @@ impl Reader<'_> {
         self.bounds.deadline.reading_left().min(self.bounds.ends.saturating_duration_since(Instant::now()))
     }
 
-    fn out_of_time(&self) -> Cut {
-        if self.bounds.deadline.is_reading_over() { Cut::Deadline } else { Cut::Transaction }
+    /// Waits for what the server sends, or cuts the page.
+    async fn in_time<T>(&mut self, answer: impl Future<Output = T>) -> Option<T> {
+        let mut answer = pin!(answer);
+        loop {
+            let left = self.time_left();
+            self.read.cut = match left.is_zero() {
+                true if self.bounds.deadline.is_reading_over() => Some(Cut::Deadline),
+                true => Some(Cut::Transaction),
+                false => self.bounds.watch.is_wanted().then_some(Cut::LockWanted),
+            };
+            if self.read.cut.is_some() {
+                return None;
+            }
+            // A time-out asks the stream first, which nearly always has a row.
+            if let Ok(answer) = timeout(left.min(LOOK_PAUSE), &mut answer).await {
+                return Some(answer);
+            }
+        }
     }
 
     /// Encodes one row, or cuts the page before or after it.

@@ -11,6 +11,7 @@ pub(crate) mod session;
 mod ssh;
 mod tcp;
 mod tls;
+pub(crate) mod watch;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -42,7 +42,8 @@ pub(crate) struct Session {
     credentials: Arc<Credentials>,
     application_name: String,
     bounds: Bounds,
-    tunnel: Option<Tunnel>,
+    /// Shared with those beside it only.
+    tunnel: Option<Arc<Tunnel>>,
     /// `None` after it was lost, or cut in the middle of a COPY.
     connection: Option<Connection>,
     pub(crate) database_id: DatabaseId,
@@ -86,18 +87,18 @@ impl Session {
         deadline: Deadline,
     ) -> Result<Self, Error> {
         let tunnel = match &credentials.bastion {
-            Some(bastion) => Some(Tunnel::open(bastion, deadline).await?),
+            Some(bastion) => Some(Arc::new(Tunnel::open(bastion, deadline).await?)),
             None => None,
         };
         let application_name = format!("bastion-sync/{sync_id}");
         let database = &credentials.database;
-        match Connection::open(tunnel.as_ref(), database, &application_name, bounds, deadline).await {
+        match Connection::open(tunnel.as_deref(), database, &application_name, bounds, deadline).await {
             Ok((connection, database_id, log)) => {
                 let connection = Some(connection);
                 Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id, log })
             }
             Err(error) => {
-                if let Some(tunnel) = tunnel {
+                if let Some(tunnel) = tunnel.and_then(Arc::into_inner) {
                     tunnel.close().await;
                 }
                 Err(error)
@@ -116,10 +117,23 @@ impl Session {
         self.connection = None;
         let database = &self.credentials.database;
         let (connection, _, _) =
-            Connection::open(self.tunnel.as_ref(), database, &self.application_name, self.bounds, deadline)
+            Connection::open(self.tunnel.as_deref(), database, &self.application_name, self.bounds, deadline)
                 .await?;
         self.connection = Some(connection);
         Ok(())
+    }
+
+    /// Another session with the same database through the same tunnel, which connects when that is made sure of.
+    pub(super) fn beside(&self) -> Self {
+        Self {
+            credentials: Arc::clone(&self.credentials),
+            application_name: self.application_name.clone(),
+            bounds: self.bounds,
+            tunnel: self.tunnel.clone(),
+            connection: None,
+            database_id: self.database_id.clone(),
+            log: self.log,
+        }
     }
 
     /// Gives the connection up at once: in the middle of a COPY it would drain all that the server still sends, and hold
@@ -218,7 +232,7 @@ impl Session {
         if let Some(connection) = self.connection {
             connection.close().await;
         }
-        if let Some(tunnel) = self.tunnel {
+        if let Some(tunnel) = self.tunnel.and_then(Arc::into_inner) {
             tunnel.close().await;
         }
     }

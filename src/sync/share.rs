@@ -9,6 +9,7 @@ use crate::error::{Error, Kind};
 use crate::page::{self, Bounds, Cut, PageFault, PageRead};
 use crate::plan::{self, Leaf, Page, Transaction};
 use crate::sink::output::Output;
+use crate::source::watch::Watch;
 use crate::table::Table;
 
 /// The first share of a table is about a second's work.
@@ -146,7 +147,11 @@ impl Run<'_> {
             transaction = self.begin(table, &cursor).await?;
         }
         let mut opened = self.opened(attempt, &mut cursor, &transaction, &mut notes).await?;
-        let (sum, end) = self.pages(table, &cursor, &mut opened, &transaction, output).await?;
+        let oids: Vec<u32> = transaction.leaves.iter().map(|leaf| leaf.oid).chain([table.oid]).collect();
+        let watch = Watch::start(self.session, &oids, self.call.deadline);
+        let outcome = self.pages(table, &cursor, &mut opened, &transaction, output, &watch).await;
+        watch.stop().await;
+        let (sum, end) = outcome?;
         let Opened { mut window, is_own, is_partial, .. } = opened;
         let scope = if is_partial { "partial" } else if window.scope == Scope::Whole { "whole" } else { "frozen" };
         if window.scope == Scope::Whole && matches!(end, End::Cut(_)) {
@@ -310,6 +315,7 @@ impl Run<'_> {
         opened: &mut Opened,
         transaction: &Transaction,
         output: &mut Output,
+        watch: &Watch,
     ) -> Result<(Sum, End), ShareFault> {
         let began = Instant::now();
         let is_whole = opened.window.scope == Scope::Whole;
@@ -351,6 +357,7 @@ impl Run<'_> {
                     max.saturating_sub(self.byte_count).saturating_sub(sum.bytes)
                 }),
                 xmin: window.snapshot.xmin,
+                watch,
                 is_output_empty: self.row_count + sum.rows == 0,
             };
             let page_began = Instant::now();
@@ -427,7 +434,7 @@ impl Run<'_> {
         let will_repeat = match cut {
             Cut::Transaction => !window.position.is_scan() || self.page_blocks == 1,
             Cut::Deadline => self.row_count == 0 && self.completed_count == 0,
-            Cut::Bytes | Cut::AnswerFull | Cut::Stall | Cut::Fault => false,
+            Cut::LockWanted | Cut::Bytes | Cut::AnswerFull | Cut::Stall | Cut::Fault => false,
         };
         if will_repeat && (is_at_start || !has_moved) { Err(no_progress(table)) } else { Ok(()) }
     }

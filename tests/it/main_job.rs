@@ -257,6 +257,33 @@ async fn a_locked_table_is_reported_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_long_read_makes_way_for_who_waits_for_its_lock() {
+    let case = Case::new("make_way").await;
+    // Small on disk, and 200 MB on the wire, which takes some ten seconds at this round trip.
+    case.run("create table wide (id int primary key, modified_at timestamptz, body text); insert into wide select i, now(), repeat('x', 100000) from generate_series(1, 2000) i").await;
+    let proxy = case.bastion_proxy().await;
+    proxy.delay(Duration::from_millis(100), Duration::from_millis(100));
+    let function = case.function_for(&case.configuration_through(&proxy), &[("COMPRESSION", "zstd")]).await;
+    let event = json!({});
+    let run = invoke(&function, &event);
+    let other = async {
+        let copies = "select count(*) from pg_stat_activity where datname = current_database() and query like 'copy%'";
+        while case.admin.query_one(copies, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let began = std::time::Instant::now();
+        case.run("begin; lock table wide in access exclusive mode; commit").await;
+        began.elapsed()
+    };
+    let (invocation, waited) = tokio::join!(run, other);
+    let answer = invocation.answer();
+    assert!(waited < Duration::from_secs(7), "it waited for {waited:?}");
+    assert_eq!((&answer["failed"], &table(&answer, "public.wide")["rows"]), (&json!(0), &json!(2000)));
+    assert_eq!(case.counts("public.wide", "id").values().max(), Some(&1));
+    case.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn unusual_names_come_through_exactly() {
     let case = Case::new("names").await;
     case.run(r#"create schema "Weird Sch"; create table "Weird Sch"."Tab.le/""x""" ("Id é" int primary key, "a""b" text, modified_at timestamptz default now())"#).await;
