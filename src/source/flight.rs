@@ -33,7 +33,7 @@ pub(crate) async fn list(session: &Session, deadline: Deadline) -> Result<Listin
                  from (select pid, virtualtransaction from pg_locks \
                  where locktype = 'virtualxid' and granted and mode = 'ExclusiveLock') l \
                  full join pg_stat_activity a using (pid) \
-                 where pid <> pg_backend_pid() and case when l.pid is null \
+                 where pid <> pg_backend_pid() and a.backend_type is distinct from 'autovacuum worker' and case when l.pid is null \
                  then a.state in ('active', 'fastpath function call') and a.backend_type = 'client backend' \
                  and a.datname = current_database() \
                  else a.pid is null or a.datname = current_database() end",
