@@ -5,9 +5,10 @@ SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 HARNESS := cargo run --quiet --package harness --bin harness -- run --
+SECONDS := 60
 RUNNER := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo 'nextest run' || echo 'test')
 
-.PHONY: help setup demo test check fmt lint deny build clean
+.PHONY: help setup demo test stress check fmt lint deny build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +26,16 @@ test: setup ## Run every test against the local stack
 	@cargo build --package harness --bin harness
 	@cargo $(RUNNER) --workspace --no-run
 	@$(HARNESS) cargo $(RUNNER) --workspace
+
+stress: setup ## Run the cursor against hostile writers for SECONDS=60; the last line counts what was lost and repeated
+	@cargo build --package harness --bin harness
+	@cargo test --quiet --test it --no-run
+	@mkdir -p target; status=0; STRESS_SECONDS=$(SECONDS) $(HARNESS) cargo test --quiet --test it stress:: -- --nocapture \
+		| tee target/stress.log || status=$$?; \
+		awk '/ lost, [0-9]+ repeated;/ { for (i = 2; i <= NF; i++) { if ($$i == "lost,") lost += $$(i-1); \
+		if ($$i == "repeated;") repeated += $$(i-1) } runs++ } \
+		END { printf "%d runs: %d lost, %d repeated\n", runs, lost, repeated; exit runs != 3 || lost + repeated > 0 }' \
+		target/stress.log && exit $$status
 
 check: fmt lint test deny ## Formatting, lints, tests, licences and advisories
 

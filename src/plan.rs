@@ -64,6 +64,12 @@ pub(crate) fn begin(table: &Table, cursor: &TableCursor, log: Log) -> String {
     )
 }
 
+/// Where the leaves lie now, whatever the transaction's snapshot shows: asked where the table could not be locked.
+pub(crate) fn files(leaves: &[Leaf]) -> String {
+    let files: Vec<String> = leaves.iter().map(|leaf| format!("pg_relation_filenode({})", leaf.oid)).collect();
+    format!("select concat_ws(' ', {})", files.join(", "))
+}
+
 /// Whether any row without a time of its own may have to be delivered; more is asked for than `plan` knows here.
 fn unset_probe(table: &Table, cursor: &TableCursor) -> String {
     let Some(column) = table.cursor_column().filter(|_| table.options.start.is_none() && table.is_indexed) else {
@@ -164,6 +170,12 @@ impl Transaction {
 
     pub(crate) fn files(&self) -> Leaves {
         self.leaves.iter().map(|leaf| (leaf.oid, leaf.file.unwrap_or(0))).collect()
+    }
+
+    /// Whether the answer to [`files`] is that nothing was rewritten since.
+    pub(crate) fn is_unmoved(&self, answer: &str) -> bool {
+        let files = self.leaves.iter().filter_map(|leaf| leaf.file);
+        files.map(|file| file.to_string()).eq(answer.split(' ').map(str::to_owned))
     }
 
     pub(crate) fn bytes(&self) -> u64 {

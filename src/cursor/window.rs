@@ -252,6 +252,28 @@ impl TableCursor {
         }
     }
 
+    /// The length of its sets' text in a state.
+    pub(crate) fn set_bytes(&self) -> usize {
+        let visible = self.window.as_ref().map_or(0, |window| match &window.scope {
+            Scope::Whole => 0,
+            Scope::Frozen { visible } => visible.text_bytes(),
+        });
+        self.delivered.text_bytes() + visible
+    }
+
+    /// Makes room in a state that has a bound: what is left out of D comes again, and nothing is lost. What is left out of a
+    /// window's own set is left to the next window.
+    pub(crate) fn thin(&mut self, max_bytes: usize) -> bool {
+        if self.set_bytes() <= max_bytes {
+            return false;
+        }
+        self.delivered = self.delivered.thinned(max_bytes / 2);
+        if let Some(Window { scope: Scope::Frozen { visible }, .. }) = &mut self.window {
+            *visible = visible.thinned(max_bytes / 2);
+        }
+        true
+    }
+
     /// Whether the table has yet to be read to its end for the first time.
     pub(crate) fn is_backfill(&self) -> bool {
         self.as_of.is_none()

@@ -70,6 +70,22 @@ impl XidSet {
         Self { runs: kept.map(|run| Run { first: run.first.max(xmin), last: run.last }).collect() }
     }
 
+    /// The length of its text in a state.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.to_text().len()
+    }
+
+    /// The newest of these whose text is no longer than that.
+    pub(crate) fn thinned(&self, max_text_bytes: usize) -> Self {
+        let newest = |count: usize| Self { runs: self.runs[self.runs.len() - count..].to_vec() };
+        let (mut fits, mut exceeds) = (0, self.runs.len() + 1);
+        while exceeds - fits > 1 {
+            let count = fits.midpoint(exceeds);
+            if newest(count).text_bytes() <= max_text_bytes { fits = count } else { exceeds = count }
+        }
+        newest(fits)
+    }
+
     fn to_text(&self) -> String {
         let mut end = 0;
         varint::encode(self.runs.iter().flat_map(|run| {
@@ -139,6 +155,15 @@ mod tests {
         for numbers in [vec![5], vec![5, 1 << 40], vec![5, 0, 0, 0], vec![u64::MAX, 1], vec![5, 0, 1, 0]] {
             assert_eq!(XidSet::parse(&varint::encode(numbers.clone())), None, "{numbers:?}");
         }
+    }
+
+    #[test]
+    fn a_thinned_set_keeps_the_newest() {
+        let xids: XidSet = (0..1000).map(|i| 1_000 + i * 3).collect();
+        let thinned = xids.thinned(300);
+        assert!(thinned.text_bytes() <= 300 && thinned.count() > 90, "{}", thinned.count());
+        assert_eq!(thinned, xids.at_least(thinned.iter().next().expect("some")));
+        assert_eq!((xids.thinned(1 << 20), xids.thinned(0)), (xids.clone(), XidSet::default()));
     }
 
     #[test]

@@ -16,6 +16,10 @@ const GROUP_BYTES: u64 = 1 << 30;
 /// What a redo completes must fit into a short run.
 const GROUP_CHANGES: usize = 50;
 
+/// Of all tables' sets of transactions together, in a state that callers hold, and in a checkpoint.
+const MOST_SET_BYTES_HELD: usize = 96 << 10;
+const MOST_SET_BYTES_STORED: usize = 4 << 20;
+
 /// The cursors of this run.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -184,8 +188,17 @@ impl Ledger {
         read.map(|change| change.lsn).reduce(Option::max)
     }
 
-    /// Adds a table's change to the group.
-    pub(crate) fn stage(&mut self, change: Change) {
+    /// Adds a table's change to the group. Its sets of transactions are thinned if the state has no room for them.
+    pub(crate) fn stage(&mut self, mut change: Change) {
+        let most = match &self.keeper {
+            Keeper::Checkpoint(_) => MOST_SET_BYTES_STORED,
+            Keeper::Caller(_) => MOST_SET_BYTES_HELD,
+        };
+        let others = self.state.tables.iter().filter(|(table, _)| **table != change.table);
+        let taken: usize = others.map(|(_, cursor)| cursor.set_bytes()).sum();
+        if change.after.thin(most.saturating_sub(taken)) {
+            self.note("a transaction has been open for very long: rows written since it began are delivered again");
+        }
         self.group_bytes += change.publication.as_ref().map_or(0, |publication| publication.manifest.bytes);
         self.staged.push(change);
     }

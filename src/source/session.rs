@@ -439,8 +439,8 @@ fn database_error(fault: &tokio_postgres::error::DbError) -> Error {
     let error = |kind| Error::new(kind, sqlstate(fault));
     if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         return error(Kind::PermissionDenied).with_hint(
-            "grant SELECT on the table and USAGE on its schema to the user; tables with row-level security need a \
-             user that bypasses it",
+            "grant SELECT on the table and USAGE on its schema to the user (if on single columns, on xmin, ctid and \
+             tableoid, too); tables with row-level security need a user that bypasses it",
         );
     }
     if [SqlState::CHARACTER_NOT_IN_REPERTOIRE, SqlState::UNTRANSLATABLE_CHARACTER].contains(code) {

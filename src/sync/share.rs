@@ -158,6 +158,15 @@ impl Run<'_> {
             self.session.give_up();
             return Ok(None);
         }
+        if !table.is_lockable && !matches!(end, End::Cut(_)) {
+            let row = self.session.run(&plan::files(&transaction.leaves), self.call.deadline).await?;
+            if !transaction.is_unmoved(row.as_ref().and_then(|row| row.get(0)).unwrap_or_default()) {
+                let context = format!("table {} was rewritten while it was read", table.name);
+                return Err(Error::new(Kind::DatabaseUnavailable, context)
+                    .with_hint("grant SELECT on the whole table, so that it can be locked")
+                    .into());
+            }
+        }
         // In the window's own transaction still: what of it later ones may deliver.
         if window.scope == Scope::Whole && matches!(end, End::Share) {
             let visible = self.visible(table, &cursor, &window, &transaction).await?;

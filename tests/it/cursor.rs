@@ -358,3 +358,69 @@ async fn what_a_crash_takes_back_from_asynchronous_commits_had_not_been_delivere
         assert_eq!(newest[&row.get::<_, i64>(0).to_string()]["name"], row.get::<_, String>(1));
     }
 }
+
+#[tokio::test]
+async fn a_role_with_some_columns_only_reads_those() {
+    let case = Case::new("columns_only").await;
+    case.run(ORDERS).await;
+    case.run("insert into orders select i from generate_series(1, 5) i; alter table orders add secret text").await;
+    let user = &case.database.user;
+    case.run(&format!("revoke all on orders from {user}; grant select (id, name, modified_at, xmin, ctid, tableoid) on orders to {user}")).await;
+    let document = json!({"tables": {"orders": {"exclude": ["secret"]}}});
+    let path = case.stack.s3.root.join("bastion-sync").join(format!("{}.json", case.prefix));
+    std::fs::write(path, document.to_string()).unwrap();
+    let uri = format!("s3://bastion-sync/{}.json", case.prefix);
+    let function = case.function(&[("TABLES", ""), ("CONFIG_URI", &uri)]).await;
+    assert_eq!(rows(&sync(&function).await), 5);
+    case.run("insert into orders values (6)").await;
+    assert_eq!(rows(&sync(&function).await), 1);
+}
+
+#[tokio::test]
+async fn a_state_that_a_caller_holds_stays_small_and_loses_nothing_for_it() {
+    let case = Case::new("thinned").await;
+    case.run(ORDERS).await;
+    let function = case.function(&[]).await;
+    let call = |state: Value| {
+        let function = &function;
+        async move { invoke(function, &json!({"state": state})).await.answer() }
+    };
+    let mut answer = call(json!({})).await;
+    let open = case.database.admin().await;
+    open.batch_execute("begin; insert into orders values (-1)").await.unwrap();
+    // Every second id is of a transaction that writes elsewhere, so that there are no runs: two bytes and more for each.
+    case.run("create table elsewhere (id int)").await;
+    case.run(
+        "do $$ begin for i in 1..60000 loop begin insert into orders values (i); exception when others then null; end; \
+         begin insert into elsewhere values (i); exception when others then null; end; end loop; end $$",
+    )
+    .await;
+    answer = call(answer["state"].clone()).await;
+    assert_eq!(table(&answer, "public.orders")["rows"], 60_000);
+    assert!(answer["state"].to_string().len() < 110_000, "{}", answer["state"].to_string().len());
+    assert!(notes(&answer).contains("open for very long"), "{}", notes(&answer));
+    case.run("insert into orders values (60001)").await;
+    open.batch_execute("commit").await.unwrap();
+    call(answer["state"].clone()).await;
+    let counts = case.counts("public.orders", "id");
+    assert_eq!((counts.len(), counts[&-1], counts[&60001]), (60_002, 1, 1));
+}
+
+#[tokio::test]
+async fn a_run_without_changes_reads_no_more_than_the_rows_of_the_slack() {
+    let case = Case::new("no_change").await;
+    case.run(ORDERS).await;
+    case.run("insert into orders select i, 'n', now() - i * interval '1 s' from generate_series(1, 100000) i; analyze orders").await;
+    let function = case.function(&[]).await;
+    assert_eq!(rows(&sync(&function).await), 100_000);
+    assert_eq!(rows(&sync(&function).await), 0);
+    let read = async || {
+        let sql = "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where relname = 'orders'";
+        case.run("select pg_stat_clear_snapshot()").await;
+        case.admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    case.run("select pg_stat_reset()").await;
+    assert_eq!(rows(&sync(&function).await), 0);
+    case.assert_nothing_is_left().await;
+    assert!(read().await <= 310, "{} rows were read, and the slack has 300", read().await);
+}
