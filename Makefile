@@ -30,7 +30,7 @@ test: setup ## Run every test against the local stack
 stress: setup ## Run the cursor against hostile writers for SECONDS=60; the last line counts what was lost and repeated
 	@cargo build --package harness --bin harness
 	@cargo test --quiet --test it --no-run
-	@mkdir -p target; status=0; STRESS_SECONDS=$(SECONDS) $(HARNESS) cargo test --quiet --test it stress:: -- --nocapture \
+	@mkdir -p target; status=0; STRESS_SECONDS=$(SECONDS) $(HARNESS) cargo test --quiet --test it stress:: -- --nocapture 2>&1 \
 		| tee target/stress.log || status=$$?; \
 		awk '/ lost, [0-9]+ repeated;/ { for (i = 2; i <= NF; i++) { if ($$i == "lost,") lost += $$(i-1); \
 		if ($$i == "repeated;") repeated += $$(i-1) } runs++ } \

@@ -206,7 +206,8 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
     println!("{name}: commits by kind of window: {kinds:?}");
     assert_eq!(count, Count::default());
     let expected = if is_standby { ["scan whole", "scan frozen"] } else { ["range whole", "range frozen"] };
-    assert!(expected.iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
+    let is_short = duration() < Duration::from_secs(15);
+    assert!(is_short || expected.iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
     assert!(naively_lost > 0, "writers that do no harm to the usual cursor prove nothing");
 }
 
