@@ -6,9 +6,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 HARNESS := cargo run --quiet --package harness --bin harness -- run --
 SECONDS := 60
+ROWS := 10000000
 RUNNER := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo 'nextest run' || echo 'test')
 
-.PHONY: help setup demo test stress check fmt lint deny build clean
+.PHONY: help setup demo test stress cost check fmt lint deny build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +37,11 @@ stress: setup ## Run the cursor against hostile writers for SECONDS=60; the last
 		if ($$i == "repeated;") repeated += $$(i-1) } runs++ } \
 		END { printf "%d runs: %d lost, %d repeated\n", runs, lost, repeated; exit runs != 3 || lost + repeated > 0 }' \
 		target/stress.log && exit $$status
+
+cost: setup ## Measure what the cursor costs the server, on ROWS=10000000
+	@cargo build --release --bin bastion-sync
+	@cargo build --package harness --bins
+	@ROWS=$(ROWS) FUNCTION=$(CURDIR)/target/release/bastion-sync $(HARNESS) target/debug/cost
 
 check: fmt lint test deny ## Formatting, lints, tests, licences and advisories
 

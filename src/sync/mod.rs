@@ -32,7 +32,8 @@ use crate::text::{elapsed_ms, timestamp};
 
 use self::share::{FIRST_SHARE_ROWS, Share};
 
-/// A window opened later than this after the last look at what is in flight is worth another look.
+/// A window opened later than this after the last look at what is in flight is worth another look; as it is while one of those
+/// in flight is of unknown age.
 const LOOK_AGE: Duration = Duration::from_secs(10);
 
 /// Runs one sync.
@@ -224,7 +225,8 @@ impl<'a> Run<'a> {
         let mut is_audit = self.is_audit_due(&cursor);
         let (mut is_large, mut may_try_again) = (false, true);
         loop {
-            if cursor.window.is_none() && observed.1.elapsed() > LOOK_AGE {
+            let is_old = observed.1.elapsed() > LOOK_AGE || observed.0.floor().is_none();
+            if cursor.window.is_none() && is_old {
                 *observed = (self.observe().await?, Instant::now());
             }
             let mut output = self.output(table, cursor.seq + 1);

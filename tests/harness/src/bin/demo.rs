@@ -15,8 +15,10 @@ const ROW_COUNT: u32 = 10_000;
 const PREFIX: &str = "demo";
 const WITHOUT_PROXY: [(&str, &str); 2] =
     [("NO_PROXY", "127.0.0.1,localhost"), ("no_proxy", "127.0.0.1,localhost")];
-const OWN_VARIABLES: [&str; 13] = [
+const OWN_VARIABLES: [&str; 15] = [
+    "AUDIT_EVERY",
     "CONFIG_URI",
+    "CURSOR_SLACK_SECONDS",
     "DATABASE_SECRET_ID",
     "BASTION_HOST_KEY",
     "CURSOR_COLUMN",
@@ -46,6 +48,20 @@ async fn main() {
     demo.sql(changes).await;
     demo.sync(&watch, 5).await;
 
+    demo.title(
+        "A late commit",
+        "A transaction sets modified_at, a sync passes, and only then it commits. `modified_at > last` never sees it again.",
+    );
+    let late = demo.database.admin().await;
+    let begin = "begin; insert into sample_users values ('late', 'Grace')";
+    demo.quote("sql, in a session that stays open", begin);
+    late.batch_execute(begin).await.expect("the SQL runs");
+    demo.sql("insert into sample_users values ('on-time', 'Barbara')").await;
+    demo.sync(&watch, 1).await;
+    demo.quote("sql, in that session", "commit");
+    late.batch_execute("commit").await.expect("the SQL runs");
+    demo.sync(&watch, 1).await;
+
     demo.title("No-change sync", "Nothing has changed, so nothing is written but the checkpoint.");
     demo.sync(&watch, 0).await;
 
@@ -60,7 +76,7 @@ async fn main() {
         json!(answer["insert"]["sample_users"].as_array().map(|rows| &rows[..3]));
     demo.quote("answer (the first 3 rows)", &short.to_string());
     demo.verdict(
-        rows == ROW_COUNT as usize + 2,
+        rows == ROW_COUNT as usize + 4,
         &format!("{rows} rows in the answer, hasMore {}", answer["hasMore"]),
     );
     drop(watch);
@@ -117,7 +133,8 @@ impl Demo {
             "create table sample_users (id text primary key, name text, modified_at timestamptz not null default now());
              insert into sample_users
                select 'user-' || i, 'Name ' || i, now() - interval '30 days' + i * interval '4 min'
-               from generate_series(1, {ROW_COUNT}) i"
+               from generate_series(1, {ROW_COUNT}) i;
+             create index on sample_users (modified_at)"
         ))
         .await;
         let path = demo.stack.dir.join("configuration.json");
