@@ -220,7 +220,8 @@ impl Reader<'_> {
         self.encoder.write(tuple, json).map_err(unencodable)?;
         let row_bytes = json.len() - start;
         let xid = self.filter.xid(system.xmin);
-        if !self.filter.admits(xid) {
+        let is_passed_over = system.is_missed && self.filter.is_settled(xid);
+        if !self.filter.admits(xid) && !is_passed_over {
             buffer.held_back = Some(json.split_off(start));
         } else if json.len() > self.output.room() {
             if self.bounds.is_output_empty && self.read.rows + buffer.rows == 0 {

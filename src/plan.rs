@@ -190,8 +190,11 @@ pub(crate) struct Page<'a> {
     pub(crate) position: &'a Position,
     /// What the server can leave out.
     pub(crate) condition: Condition,
-    /// Of a range: from here on. Of a scan: what is older would not have been found by its cursor column.
+    /// Of a range: from here on.
     pub(crate) bound: Option<DateTime<Utc>>,
+    /// Of a scan: rows with `age(xmin)` from 1 to the distance, and none before, were looked for from that time on. Empty where
+    /// a cursor column finds nothing.
+    pub(crate) looked_from: Vec<(u64, DateTime<Utc>)>,
     /// Of a scan: the leaf, and the block where the page ends.
     pub(crate) leaf: Option<(&'a Leaf, u32)>,
     pub(crate) max_rows: u64,
@@ -227,12 +230,15 @@ impl Page<'_> {
         ))
     }
 
-    /// In a scan, whether a row is one that the cursor column would have missed.
+    /// In a scan, whether a row is one that the cursor column has missed, or would: it has a time, and it is before the range
+    /// of the window that met the row.
     fn missed(&self) -> Option<String> {
-        let (cursor, bound) = (self.table.cursor_column()?, self.bound.filter(|_| self.leaf.is_some())?);
+        let cursor = self.table.cursor_column().filter(|_| !self.looked_from.is_empty())?;
         let name = column(&cursor.name);
-        // A time at all, and before the range.
-        Some(format!("coalesce({name} < {} and {name} > '-infinity', false)", self.table.bound(bound)))
+        let cases = self.looked_from.iter().map(|(distance, bound)| {
+            format!(" when age(t.xmin) between 1 and {distance} then {name} < {}", self.table.bound(*bound))
+        });
+        Some(format!("coalesce(case{} end and {name} > '-infinity', false)", cases.collect::<String>()))
     }
 
     fn body(&self) -> Result<String, Error> {
@@ -277,7 +283,12 @@ impl Page<'_> {
                 return Err(misfit(format!("the state's position in {} needs a cursor column", table.name)));
             }
         }
-        conditions.extend(by_xid(&self.condition));
+        let mut undelivered = undelivered(&self.condition);
+        if let Some(missed) = self.missed().filter(|_| !undelivered.is_empty()) {
+            undelivered = vec![format!("(({}) or {missed})", undelivered.join(" and "))];
+        }
+        conditions.append(&mut undelivered);
+        conditions.extend(self.condition.frozen.as_ref().map(|(distance, visible)| of_window(*distance, visible)));
         let conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") };
         Ok(format!("from {source} as t where {conditions}{order} limit {}", self.max_rows))
     }
@@ -313,24 +324,29 @@ pub(crate) fn visible(table: &Table, bound: Option<DateTime<Utc>>, is_scan: bool
     format!("select string_agg(xmin::text, ' ') from (select distinct xmin from ({rows}) as t) as t")
 }
 
-/// `age` is int4 and turns negative beyond 2³¹, as it is for rows long frozen: so older is always "not newer".
-fn by_xid(condition: &Condition) -> Vec<String> {
-    let newer = |distance: u64| format!("age(t.xmin) between 1 and {distance}");
-    let any = |xids: &[u32]| {
-        let xids: Vec<String> = xids.iter().map(u32::to_string).collect();
-        format!("t.xmin = any('{{{}}}'::xid[])", xids.join(","))
-    };
+fn newer(distance: u64) -> String {
+    format!("age(t.xmin) between 1 and {distance}")
+}
+
+fn any(xids: &[u32]) -> String {
+    let xids: Vec<String> = xids.iter().map(u32::to_string).collect();
+    format!("t.xmin = any('{{{}}}'::xid[])", xids.join(","))
+}
+
+fn undelivered(condition: &Condition) -> Vec<String> {
     let mut sql = Vec::new();
     sql.extend(condition.newer.map(newer));
     if !condition.except.is_empty() {
         // As `not`, it would become `<> all`, which PostgreSQL 14 does not hash.
         sql.push(format!("({}) is not true", any(&condition.except)));
     }
-    if let Some((distance, visible)) = &condition.frozen {
-        let older = format!("not ({})", newer(*distance));
-        sql.push(if visible.is_empty() { older } else { format!("({older} or {})", any(visible)) });
-    }
     sql
+}
+
+/// `age` is int4 and turns negative beyond 2³¹, as it is for rows long frozen: so older is always "not newer".
+fn of_window(distance: u64, visible: &[u32]) -> String {
+    let older = format!("not ({})", newer(distance));
+    if visible.is_empty() { older } else { format!("({older} or {})", any(visible)) }
 }
 
 impl Table {
@@ -424,7 +440,7 @@ mod tests {
 
     fn rows(table: &Table, position: &Position, condition: Condition) -> Result<String, Error> {
         let bound = DateTime::from_timestamp(1_800_000_000, 0);
-        Page { table, position, condition, bound, leaf: None, max_rows: 10 }.rows()
+        Page { table, position, condition, bound, looked_from: Vec::new(), leaf: None, max_rows: 10 }.rows()
     }
 
     #[test]
@@ -455,25 +471,31 @@ mod tests {
             name: "public.\"Part\"".into(),
         };
         let position = Position::Scan { leaf: 5, after: Place(3, 7) };
-        let sql = |leaf: &Leaf, bound| {
+        let sql = |leaf: &Leaf, looked_from| {
             let page = Page {
                 table: &table,
                 position: &position,
-                condition: Condition::default(),
-                bound,
+                condition: Condition { newer: Some(4), ..Condition::default() },
+                bound: None,
+                looked_from,
                 leaf: Some((leaf, 9)),
                 max_rows: 10,
             };
             page.rows().expect("fits")
         };
         assert_eq!(
-            sql(&leaf(true), None),
+            sql(&leaf(true), Vec::new()),
             "select t.xmin, t.ctid, t.\"id\", t.\"cash\"::text, t.\"at\" from only public.\"Part\" as t where \
-             t.ctid > '(3,7)' and t.ctid < '(9,0)' limit 10"
+             t.ctid > '(3,7)' and t.ctid < '(9,0)' and age(t.xmin) between 1 and 4 limit 10"
         );
-        let through_root = sql(&leaf(false), DateTime::from_timestamp(0, 0));
+        let time = |seconds| DateTime::from_timestamp(seconds, 0).expect("a time");
+        let through_root = sql(&leaf(false), vec![(4, time(60)), (9, time(0))]);
         assert!(through_root.contains("from \"public\".\"users\" as t where t.tableoid = 5 and"), "{through_root}");
-        assert!(through_root.contains("coalesce(t.\"at\" < '1970-01-01T00:00:00.000000Z'"), "{through_root}");
+        let missed = "coalesce(case when age(t.xmin) between 1 and 4 then t.\"at\" < \
+             '1970-01-01T00:01:00.000000Z'::timestamptz when age(t.xmin) between 1 and 9 then t.\"at\" < \
+             '1970-01-01T00:00:00.000000Z'::timestamptz end and t.\"at\" > '-infinity', false)";
+        assert!(through_root.contains(&format!("t.ctid, {missed}, ")), "{through_root}");
+        assert!(through_root.contains(&format!("and ((age(t.xmin) between 1 and 4) or {missed})")), "{through_root}");
     }
 
     #[test]

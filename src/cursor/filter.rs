@@ -54,6 +54,11 @@ impl<'a> Filter<'a> {
         !is_delivered && is_of_window
     }
 
+    /// Whether earlier windows must have met it: delivered, or passed over for its time.
+    pub(crate) fn is_settled(&self, xid: u64) -> bool {
+        self.since.is_some_and(|(since, _)| xid < since.xmin)
+    }
+
     pub(crate) fn condition(&self) -> Condition {
         let listed = |xids: &XidSet| xids.iter().map(xid::low).collect::<Vec<u32>>();
         let mut condition = Condition::default();

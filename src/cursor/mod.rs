@@ -39,6 +39,7 @@
 mod filter;
 mod identity;
 mod leaves;
+mod looks;
 #[cfg(test)]
 mod model;
 mod observation;

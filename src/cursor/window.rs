@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::Lsn;
 use super::leaves::Leaves;
+use super::looks::Looks;
 use super::observation::Observation;
 use super::xid::{self, Snapshot};
 use super::xid_set::XidSet;
@@ -49,9 +50,11 @@ pub(crate) struct TableCursor {
     /// Whether what was committed last is safe from a crash of the server.
     #[serde(default)]
     pub(crate) fence: Fence,
-    /// Windows completed since every row was last looked at.
+    /// Windows completed since every row was last looked at, and from where on they looked.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) unaudited: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) looks: Option<Looks>,
     /// The window that is not read to its end yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) window: Option<Window>,
@@ -228,6 +231,7 @@ impl TableCursor {
             passed_over: None,
             fence: Fence::None,
             unaudited: 0,
+            looks: None,
             window: None,
         }
     }
@@ -284,13 +288,20 @@ impl TableCursor {
         self.watermark.and_then(|watermark| watermark.checked_sub_signed(slack))
     }
 
+    /// In a scan: what an earlier window has passed over, see [`Looks::bounds`]; first what no window has met yet.
+    pub(crate) fn looked_from(&self, next: u64, slack: TimeDelta) -> Vec<(u64, DateTime<Utc>)> {
+        let now = self.snapshot.and_then(|snapshot| xid::distance(snapshot.xmin, next)).zip(self.bound(slack));
+        let earlier = self.looks.iter().flat_map(|looks| looks.bounds(next, slack));
+        now.map_or_else(Vec::new, |now| std::iter::once(now).chain(earlier).collect())
+    }
+
     /// After ids were given out that 32 bits do not tell from those of S: everything from the watermark on is read again.
     pub(crate) fn is_out_of_reach(&self, next: u64) -> bool {
         self.snapshot.is_some_and(|snapshot| xid::distance(snapshot.xmin, next).is_none())
     }
 
     pub(crate) fn forget_delivered(&mut self) {
-        (self.snapshot, self.delivered, self.passed_over) = (None, XidSet::default(), None);
+        (self.snapshot, self.delivered, self.passed_over, self.looks) = (None, XidSet::default(), None, None);
     }
 
     /// What holds after the window was read to its end. `visible`: of the transactions from S0's `xmin` on, those whose rows
@@ -309,6 +320,14 @@ impl TableCursor {
             Some(below) => Some(below),
             None => Some(next),
         };
+        let looks = match (window.position.is_scan(), self.looks.clone(), self.watermark) {
+            (true, _, _) => Some(Looks::new(window.snapshot.xmin)),
+            (false, Some(mut looks), Some(watermark)) => {
+                looks.add(window.snapshot.xmin, watermark);
+                Some(looks)
+            }
+            (false, ..) => None,
+        };
         Self {
             watermark: self.watermark.max(window.watermark.filter(|_| passed_over.is_none())),
             passed_over,
@@ -317,6 +336,7 @@ impl TableCursor {
             as_of: Some(window.as_of),
             leaves: window.leaves.clone(),
             unaudited: if window.position.is_scan() { 0 } else { self.unaudited + 1 },
+            looks,
             window: None,
             ..self.clone()
         }

@@ -357,7 +357,13 @@ impl Run<'_> {
             let filter = Filter::new(cursor, window, transaction.next, is_fresh);
             let max_rows = share_rows - sum.rows;
             let position = &window.position;
-            let page = Page { table, position, condition: filter.condition(), bound, leaf, max_rows };
+            let looked_from = match leaf {
+                Some(_) if !is_fresh && table.cursor.is_some() => {
+                    cursor.looked_from(transaction.next, self.config.cursor_slack)
+                }
+                _ => Vec::new(),
+            };
+            let page = Page { table, position, condition: filter.condition(), bound, looked_from, leaf, max_rows };
             encoder.set_system_columns(page.system_columns());
             let bounds = Bounds {
                 deadline: self.call.deadline,
