@@ -66,13 +66,15 @@ pub(crate) fn begin(table: &Table, cursor: &TableCursor, log: Log) -> String {
 
 /// Where the leaves lie now, whatever the transaction's snapshot shows: asked where the table could not be locked.
 pub(crate) fn files(leaves: &[Leaf]) -> String {
-    let files: Vec<String> = leaves.iter().map(|leaf| format!("pg_relation_filenode({})", leaf.oid)).collect();
+    let files: Vec<String> =
+        leaves.iter().map(|leaf| format!("pg_relation_filenode({})", leaf.oid)).collect();
     format!("select concat_ws(' ', {})", files.join(", "))
 }
 
 /// Whether any row without a time of its own may have to be delivered; more is asked for than `plan` knows here.
 fn unset_probe(table: &Table, cursor: &TableCursor) -> String {
-    let Some(column) = table.cursor_column().filter(|_| table.options.start.is_none() && table.is_indexed) else {
+    let Some(column) = table.cursor_column().filter(|_| table.options.start.is_none() && table.is_indexed)
+    else {
         return "null".to_owned();
     };
     let newer = cursor.snapshot.map_or_else(String::new, |snapshot| {
@@ -137,13 +139,21 @@ impl Transaction {
     ///
     /// # Errors
     /// `SchemaChanged` for a table that is not the one that was found before, or has a foreign partition.
-    pub(crate) fn read(table: &Table, log: Log, field: impl Fn(usize) -> Option<String>) -> Result<Self, Error> {
+    pub(crate) fn read(
+        table: &Table,
+        log: Log,
+        field: impl Fn(usize) -> Option<String>,
+    ) -> Result<Self, Error> {
         let text = |i| field(i).unwrap_or_default();
         if text(0) != table.oid.to_string() || text(1) != table.fingerprint {
-            return Err(Error::new(Kind::SchemaChanged, format!("table {} was altered meanwhile", table.name))
-                .with_hint("the next run reads it as it is then"));
+            return Err(Error::new(
+                Kind::SchemaChanged,
+                format!("table {} was altered meanwhile", table.name),
+            )
+            .with_hint("the next run reads it as it is then"));
         }
-        let unreadable = |what: &str| Error::new(Kind::Internal, format!("the server's {what} cannot be read"));
+        let unreadable =
+            |what: &str| Error::new(Kind::Internal, format!("the server's {what} cannot be read"));
         let (snapshot, in_progress) = Snapshot::parse(&text(2)).ok_or_else(|| unreadable("snapshot"))?;
         let age = text(3).parse().map_err(|_| unreadable("age of a transaction"))?;
         let locked: Option<Vec<u32>> = match field(6) {
@@ -155,8 +165,9 @@ impl Transaction {
             serde_json::from_str(&text(7)).map_err(|_| unreadable("list of partitions"))?;
         if let Some(foreign) = leaves.iter().find(|leaf| leaf.kind != "r") {
             let context = format!("{} has the partition {}, which is not a table", table.name, foreign.name);
-            return Err(Error::new(Kind::SchemaChanged, context)
-                .with_hint("what lies in another server cannot be read without loss; name the other partitions"));
+            return Err(Error::new(Kind::SchemaChanged, context).with_hint(
+                "what lies in another server cannot be read without loss; name the other partitions",
+            ));
         }
         Ok(Self {
             snapshot,
@@ -258,7 +269,8 @@ impl Page<'_> {
                 conditions.push(format!("{name} >= {bound}"));
                 if let Some(after) = after {
                     let value = literal(&after.cursor, &cursor.literal_type)?;
-                    conditions.push(format!("({name}, {key}) > ({value}, {})", self.key_literals(&after.key)?));
+                    conditions
+                        .push(format!("({name}, {key}) > ({value}, {})", self.key_literals(&after.key)?));
                 }
                 order = format!(" order by {name}, {key}");
             }
@@ -288,14 +300,16 @@ impl Page<'_> {
             undelivered = vec![format!("(({}) or {missed})", undelivered.join(" and "))];
         }
         conditions.append(&mut undelivered);
-        conditions.extend(self.condition.frozen.as_ref().map(|(distance, visible)| of_window(*distance, visible)));
+        conditions
+            .extend(self.condition.frozen.as_ref().map(|(distance, visible)| of_window(*distance, visible)));
         let conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") };
         Ok(format!("from {source} as t where {conditions}{order} limit {}", self.max_rows))
     }
 
     fn key_literals(&self, values: &[String]) -> Result<String, Error> {
         if values.len() != self.table.key.len() {
-            let context = format!("the state's position in {} has another number of key columns", self.table.name);
+            let context =
+                format!("the state's position in {} has another number of key columns", self.table.name);
             return Err(misfit(context));
         }
         let literals: Result<Vec<String>, Error> = values
@@ -490,25 +504,36 @@ mod tests {
         );
         let time = |seconds| DateTime::from_timestamp(seconds, 0).expect("a time");
         let through_root = sql(&leaf(false), vec![(4, time(60)), (9, time(0))]);
-        assert!(through_root.contains("from \"public\".\"users\" as t where t.tableoid = 5 and"), "{through_root}");
+        assert!(
+            through_root.contains("from \"public\".\"users\" as t where t.tableoid = 5 and"),
+            "{through_root}"
+        );
         let missed = "coalesce(case when age(t.xmin) between 1 and 4 then t.\"at\" < \
              '1970-01-01T00:01:00.000000Z'::timestamptz when age(t.xmin) between 1 and 9 then t.\"at\" < \
              '1970-01-01T00:00:00.000000Z'::timestamptz end and t.\"at\" > '-infinity', false)";
         assert!(through_root.contains(&format!("t.ctid, {missed}, ")), "{through_root}");
-        assert!(through_root.contains(&format!("and ((age(t.xmin) between 1 and 4) or {missed})")), "{through_root}");
+        assert!(
+            through_root.contains(&format!("and ((age(t.xmin) between 1 and 4) or {missed})")),
+            "{through_root}"
+        );
     }
 
     #[test]
     fn times_without_a_zone_are_looked_at_from_a_day_before() {
-        let sql = |kind| rows(&table(kind), &Position::Range { after: None }, Condition::default()).expect("fits");
+        let sql =
+            |kind| rows(&table(kind), &Position::Range { after: None }, Condition::default()).expect("fits");
         assert!(sql(CursorKind::Timestamp).contains("t.\"at\" >= '2027-01-14T06:00:00.000000'::timestamp "));
         assert!(sql(CursorKind::Date).contains("t.\"at\" >= '2027-01-14'::date "));
     }
 
     #[test]
     fn rows_without_a_time_are_a_phase_of_their_own() {
-        let sql = rows(&table(CursorKind::Date), &Position::Unset { key: None }, Condition::default()).expect("fits");
-        assert!(sql.contains("where (t.\"at\" is null or t.\"at\" = '-infinity') order by t.\"id\""), "{sql}");
+        let sql = rows(&table(CursorKind::Date), &Position::Unset { key: None }, Condition::default())
+            .expect("fits");
+        assert!(
+            sql.contains("where (t.\"at\" is null or t.\"at\" = '-infinity') order by t.\"id\""),
+            "{sql}"
+        );
     }
 
     #[test]

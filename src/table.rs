@@ -75,8 +75,10 @@ impl Table {
 
     /// What to do about a table without a cursor column.
     pub(crate) fn cursor_advice(&self) -> String {
-        let is_time = |column: &&Column| ["timestamp", "date"].iter().any(|ty| column.literal_type.starts_with(ty));
-        let candidates: Vec<&str> = self.columns.iter().filter(is_time).map(|column| column.name.as_str()).collect();
+        let is_time =
+            |column: &&Column| ["timestamp", "date"].iter().any(|ty| column.literal_type.starts_with(ty));
+        let candidates: Vec<&str> =
+            self.columns.iter().filter(is_time).map(|column| column.name.as_str()).collect();
         match candidates.is_empty() {
             true => "add a column that every write sets to now(), and name it in CURSOR_COLUMN".to_owned(),
             false => {

@@ -50,7 +50,8 @@ impl<'a> Filter<'a> {
     pub(crate) fn admits(&self, xid: u64) -> bool {
         let is_delivered =
             self.since.is_some_and(|(since, delivered)| xid < since.xmin || delivered.contains(xid));
-        let is_of_window = self.frozen.is_none_or(|(snapshot, visible)| xid < snapshot.xmin || visible.contains(xid));
+        let is_of_window =
+            self.frozen.is_none_or(|(snapshot, visible)| xid < snapshot.xmin || visible.contains(xid));
         !is_delivered && is_of_window
     }
 
@@ -71,7 +72,8 @@ impl<'a> Filter<'a> {
         if let Some((snapshot, visible)) = self.frozen
             && visible.count() <= MOST_IN_SQL
         {
-            condition.frozen = xid::distance(snapshot.xmin, self.next).map(|distance| (distance, listed(visible)));
+            condition.frozen =
+                xid::distance(snapshot.xmin, self.next).map(|distance| (distance, listed(visible)));
         }
         condition
     }

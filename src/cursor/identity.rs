@@ -113,7 +113,8 @@ impl DatabaseId {
         if !self.is_same_database(current) {
             return Incarnation::Foreign;
         }
-        let is_promoted = matches!((self.timeline, current.timeline), (Some(known), Some(now)) if known != now);
+        let is_promoted =
+            matches!((self.timeline, current.timeline), (Some(known), Some(now)) if known != now);
         let is_lsn_back = matches!((self.lsn, current.lsn), (Some(known), Some(now)) if now < known);
         if is_lsn_back || now < newest {
             return match current.is_standby && !is_promoted {
@@ -154,9 +155,15 @@ mod tests {
         let standby = DatabaseId { is_standby: true, started: "sunday".into(), ..primary() };
         for (current, expected) in [
             (primary(), Incarnation::Same),
-            (DatabaseId { system_identifier: None, timeline: None, lsn: None, ..primary() }, Incarnation::Same),
+            (
+                DatabaseId { system_identifier: None, timeline: None, lsn: None, ..primary() },
+                Incarnation::Same,
+            ),
             (DatabaseId { started: "tuesday".into(), ..primary() }, Incarnation::Restarted),
-            (DatabaseId { timeline: Some(2), started: "tuesday".into(), ..primary() }, Incarnation::FailedOver),
+            (
+                DatabaseId { timeline: Some(2), started: "tuesday".into(), ..primary() },
+                Incarnation::FailedOver,
+            ),
             (DatabaseId { timeline: Some(2), lsn: Some(Lsn(900)), ..primary() }, Incarnation::WentBack),
             (DatabaseId { lsn: Some(Lsn(900)), ..primary() }, Incarnation::WentBack),
             (standby.clone(), Incarnation::Same),

@@ -76,7 +76,10 @@ mod tests {
             (now(&[(10, 7), (20, 2)]), true, false),
             (now(&[(10, 1), (20, 2), (30, 3)]), false, true),
         ] {
-            assert_eq!((known.is_rewritten_in(&leaves), known.has_more_in(&leaves)), (is_rewritten, has_more));
+            assert_eq!(
+                (known.is_rewritten_in(&leaves), known.has_more_in(&leaves)),
+                (is_rewritten, has_more)
+            );
         }
         let text = serde_json::to_string(&known).expect("text");
         assert_eq!(serde_json::from_str::<Leaves>(&text).expect("reads back"), known);

@@ -108,7 +108,9 @@ impl State {
                 )
                 .with_hint("deploy the version that wrote it, or a later one"));
             }
-            Some(version) => return Err(invalid(format!("the state has version {version}, older than any release"))),
+            Some(version) => {
+                return Err(invalid(format!("the state has version {version}, older than any release")));
+            }
             None => return Err(invalid("the state has no `version` of ours")),
         }
         let state: Self =
@@ -215,8 +217,14 @@ mod tests {
             (broken(&["version"], json!(3)), "version 3"),
             (broken(&["version"], json!(1)), "older than"),
             (broken(&["tables", "public.users", "seq"], json!("hunter2")), "expected u64"),
-            (broken(&["tables", "public.users", "window", "position"], json!({"phase": "hunter2"})), "not ours"),
-            (broken(&["tables", "public.users", "window", "scope"], json!({"kind": "whole"})), "cannot be continued"),
+            (
+                broken(&["tables", "public.users", "window", "position"], json!({"phase": "hunter2"})),
+                "not ours",
+            ),
+            (
+                broken(&["tables", "public.users", "window", "scope"], json!({"kind": "whole"})),
+                "cannot be continued",
+            ),
             (broken(&["tables", "public.users", "snapshot"], json!("hunter2")), "a snapshot"),
             (broken(&["tables", "public.users", "delivered"], json!("hunter2")), "set of transaction ids"),
             (broken(&["tables", "public.users", "watermark"], json!("hunter2")), "malformed"),

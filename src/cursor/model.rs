@@ -160,7 +160,9 @@ impl World {
                 continue;
             }
             // The last version of a key takes the place of those before.
-            let written: Vec<usize> = (0..self.versions.len()).filter(|i| self.versions[*i].xid == *xid && !self.versions[*i].is_old).collect();
+            let written: Vec<usize> = (0..self.versions.len())
+                .filter(|i| self.versions[*i].xid == *xid && !self.versions[*i].is_old)
+                .collect();
             for i in written {
                 let key = self.versions[i].key;
                 for version in &mut self.versions {
@@ -172,7 +174,8 @@ impl World {
     }
 
     fn snapshot(&self) -> (Snapshot, Vec<u64>) {
-        let running: Vec<u64> = self.in_flight.iter().filter_map(|transaction| Some(transaction.xids.first()?.0)).collect();
+        let running: Vec<u64> =
+            self.in_flight.iter().filter_map(|transaction| Some(transaction.xids.first()?.0)).collect();
         let xmax = self.latest_completed + 1;
         let xmin = running.iter().copied().filter(|xid| *xid < xmax).min().unwrap_or(xmax);
         // PostgreSQL's xmin is that of the running, even beyond xmax.
@@ -193,10 +196,15 @@ impl World {
     }
 
     fn holds(&self, condition: &Condition, xmin: u32) -> bool {
-        let is_newer = |distance: u64| (1..=i64::try_from(distance).expect("small")).contains(&i64::from(self.age(xmin)));
+        let is_newer = |distance: u64| {
+            (1..=i64::try_from(distance).expect("small")).contains(&i64::from(self.age(xmin)))
+        };
         condition.newer.is_none_or(is_newer)
             && !condition.except.contains(&xmin)
-            && condition.frozen.as_ref().is_none_or(|(distance, visible)| !is_newer(*distance) || visible.contains(&xmin))
+            && condition
+                .frozen
+                .as_ref()
+                .is_none_or(|(distance, visible)| !is_newer(*distance) || visible.contains(&xmin))
     }
 
     fn observe(&mut self, last: Option<&Observation>) -> Observation {
@@ -205,7 +213,8 @@ impl World {
         let sees_starts = self.sees_starts;
         let started = |transaction: &Transaction| sees_starts.then(|| time(transaction.began));
         let in_flight = self.in_flight.iter().filter(|transaction| !transaction.is_prepared);
-        let in_flight = in_flight.map(|transaction| (transaction.id.to_string(), started(transaction))).collect();
+        let in_flight =
+            in_flight.map(|transaction| (transaction.id.to_string(), started(transaction))).collect();
         self.steps();
         let prepared = self.in_flight.iter().filter(|transaction| transaction.is_prepared);
         let prepared = prepared.map(|transaction| low(transaction.xids[0].0).to_string()).collect();
@@ -281,7 +290,8 @@ impl Reader {
                 is_partial = !is_range && !is_unlimited && world.random.below(3) == 0;
                 let watermark = Window::watermark(&observation, snapshot, is_partial);
                 let position = if is_range { Position::Range { after: None } } else { Position::scan() };
-                let scope = if is_partial { Scope::Frozen { visible: XidSet::default() } } else { Scope::Whole };
+                let scope =
+                    if is_partial { Scope::Frozen { visible: XidSet::default() } } else { Scope::Whole };
                 Window {
                     as_of: observation.at,
                     watermark,
@@ -303,13 +313,14 @@ impl Reader {
             let from = distance(snapshot.xmin, next_xid).expect("near");
             let from = Condition { newer: Some(from), ..Condition::default() };
             let xids = shown.iter().filter(|version| in_range(version)).map(|version| low(version.xid));
-            let xids: Vec<u64> = xids.filter(|xid| world.holds(&from, *xid)).map(|xid| rebuilt(xid, next_xid)).collect();
+            let xids: Vec<u64> =
+                xids.filter(|xid| world.holds(&from, *xid)).map(|xid| rebuilt(xid, next_xid)).collect();
             doubt.visible(snapshot, xids.into_iter())
         };
         if is_own && window.scope == Scope::Whole && !is_unlimited && world.random.clone().below(4) == 0 {
             window.scope = Scope::Frozen { visible: freeze() };
         }
-        let (filter, is_whole) = (Filter::new(&cursor, &window, next_xid, false), window.scope == Scope::Whole);
+        let filter = Filter::new(&cursor, &window, next_xid, false);
         let condition = filter.condition();
         let order = |version: &Version| match (is_scan, version.time) {
             (true, _) => (0, 0, 0, version.place),
@@ -319,12 +330,18 @@ impl Reader {
         let mut rows: Vec<&Version> = shown.iter().filter(|version| in_range(version)).collect();
         rows.sort_by_key(|version| order(version));
         rows.retain(|version| last.is_none_or(|last| order(version) > last));
-        let sent: Vec<&Version> = rows.into_iter().filter(|version| {
-            let xmin = low(version.xid);
-            let is_admitted = filter.admits(filter.xid(xmin));
-            assert!(!is_admitted || world.holds(&condition, xmin), "the server leaves out {version:?}: {condition:?}");
-            is_admitted
-        }).collect();
+        let sent: Vec<&Version> = rows
+            .into_iter()
+            .filter(|version| {
+                let xmin = low(version.xid);
+                let is_admitted = filter.admits(filter.xid(xmin));
+                assert!(
+                    !is_admitted || world.holds(&condition, xmin),
+                    "the server leaves out {version:?}: {condition:?}"
+                );
+                is_admitted
+            })
+            .collect();
         let limit = if is_unlimited { usize::MAX } else { 1 + world.random.clone().index(8) };
         let is_complete = sent.len() < limit;
         let read: Vec<&Version> = sent.into_iter().take(limit).collect();
@@ -348,7 +365,7 @@ impl Reader {
         if let Some(version) = read.last() {
             *last = Some(order(version));
         }
-        self.is_caught_up = is_complete && is_own && !is_partial && (is_whole || is_own);
+        self.is_caught_up = is_complete && is_own && !is_partial;
         (self.cursor, self.observed) = (after, Some(observation));
         for version in read {
             let count = self.delivered.entry(version.place).or_default();

@@ -290,7 +290,8 @@ impl TableCursor {
 
     /// In a scan: what an earlier window has passed over, see [`Looks::bounds`]; first what no window has met yet.
     pub(crate) fn looked_from(&self, next: u64, slack: TimeDelta) -> Vec<(u64, DateTime<Utc>)> {
-        let now = self.snapshot.and_then(|snapshot| xid::distance(snapshot.xmin, next)).zip(self.bound(slack));
+        let now =
+            self.snapshot.and_then(|snapshot| xid::distance(snapshot.xmin, next)).zip(self.bound(slack));
         let earlier = self.looks.iter().flat_map(|looks| looks.bounds(next, slack));
         now.map_or_else(Vec::new, |now| std::iter::once(now).chain(earlier).collect())
     }

@@ -27,7 +27,8 @@ impl Snapshot {
         let mut bound = || parts.next()?.parse().ok();
         let snapshot = Self { xmin: bound()?, xmax: bound()? };
         let list = parts.next()?;
-        let in_progress = list.split(',').filter(|xid| !xid.is_empty()).map(str::parse).collect::<Result<_, _>>();
+        let in_progress =
+            list.split(',').filter(|xid| !xid.is_empty()).map(str::parse).collect::<Result<_, _>>();
         let is_sound = u64::from(FIRST_NORMAL) <= snapshot.xmin && snapshot.xmin <= snapshot.xmax;
         Some((snapshot, in_progress.ok()?)).filter(|_| is_sound)
     }
@@ -82,7 +83,7 @@ pub(crate) fn rebuilt(xmin: u32, below: u64) -> u64 {
         return 0;
     }
     let top = below - 1;
-    top.checked_sub(u64::from(low(top).wrapping_sub(xmin))).unwrap_or(0)
+    top.saturating_sub(u64::from(low(top).wrapping_sub(xmin)))
 }
 
 /// The lower 32 bits, as a row has them.
@@ -109,7 +110,13 @@ mod tests {
 
     #[test]
     fn ids_are_rebuilt_to_the_largest_below() {
-        for (xid, below) in [(3, 800), (799, 800), (EPOCH - 1, EPOCH + 3), (EPOCH + 7, EPOCH + 8), (5 * EPOCH + 3, 5 * EPOCH + 4)] {
+        for (xid, below) in [
+            (3, 800),
+            (799, 800),
+            (EPOCH - 1, EPOCH + 3),
+            (EPOCH + 7, EPOCH + 8),
+            (5 * EPOCH + 3, 5 * EPOCH + 4),
+        ] {
             assert_eq!(rebuilt(low(xid), below), xid, "{xid}");
         }
         assert_eq!(rebuilt(low(EPOCH + 9), EPOCH + 9), 9, "an id is not below itself");

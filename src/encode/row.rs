@@ -210,8 +210,14 @@ mod tests {
     fn a_row_may_be_without_seq_or_columns() {
         let encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
         assert_eq!(line(&encoder, "0002 00000004 00000007 00000001 01"), Ok("{\"id\":true}\n".to_owned()));
-        assert_eq!(line(&RowEncoder::new([], None, 1 << 20), "0001 00000004 00000007"), Ok("{}\n".to_owned()));
-        assert_eq!(line(&RowEncoder::new([], Some(0), 1 << 20), "0001 00000004 00000007"), Ok("{\"_seq\":0}\n".to_owned()));
+        assert_eq!(
+            line(&RowEncoder::new([], None, 1 << 20), "0001 00000004 00000007"),
+            Ok("{}\n".to_owned())
+        );
+        assert_eq!(
+            line(&RowEncoder::new([], Some(0), 1 << 20), "0001 00000004 00000007"),
+            Ok("{\"_seq\":0}\n".to_owned())
+        );
     }
 
     #[test]
@@ -221,7 +227,7 @@ mod tests {
             "00",
             "0002 00000004 00000007 ffffffff",
             "0004 00000004 00000007 ffffffff ffffffff ffffffff",
-            "ffff", // the end of the COPY, which is not a row
+            "ffff",                            // the end of the COPY, which is not a row
             "0003 ffffffff ffffffff ffffffff", // no row is without an xmin
             "0003 00000004 00000007 ffffffff",
             "0003 00000004 00000007 ffffffff ffff",

@@ -84,7 +84,14 @@ impl Ledger {
     }
 
     fn new(keeper: Keeper, state: State) -> Self {
-        Self { keeper, state, staged: Vec::new(), group_began: Instant::now(), group_bytes: 0, notes: Vec::new() }
+        Self {
+            keeper,
+            state,
+            staged: Vec::new(),
+            group_began: Instant::now(),
+            group_bytes: 0,
+            notes: Vec::new(),
+        }
     }
 
     /// The cursors as committed so far.
@@ -124,7 +131,9 @@ impl Ledger {
             }
             Incarnation::Foreign | Incarnation::WentBack if on_new_database == OnNewDatabase::Refuse => {
                 let context = match incarnation {
-                    Incarnation::WentBack => format!("database {} is at an earlier time than the state", id.name),
+                    Incarnation::WentBack => {
+                        format!("database {} is at an earlier time than the state", id.name)
+                    }
                     _ => format!(
                         "the state belongs to another database ({}) than the one connected to ({})",
                         known.name, id.name
@@ -159,7 +168,9 @@ impl Ledger {
                     TableCursor::forgotten(before.seq)
                 }
                 _ if before.fence == Fence::None && before.oid != 0 => {
-                    self.note("the server was restarted: what it may have lost was read again by its cursor column");
+                    self.note(
+                        "the server was restarted: what it may have lost was read again by its cursor column",
+                    );
                     before.uncertain()
                 }
                 _ => continue,
@@ -184,7 +195,10 @@ impl Ledger {
 
     /// Where the server's log ended after what is staged was read; `None` where nothing of the sort is staged.
     pub(crate) fn staged_lsn(&self) -> Option<Option<Lsn>> {
-        let read = self.staged.iter().filter(|change| change.after.snapshot.is_some() || change.after.window.is_some());
+        let read = self
+            .staged
+            .iter()
+            .filter(|change| change.after.snapshot.is_some() || change.after.window.is_some());
         read.map(|change| change.lsn).reduce(Option::max)
     }
 
@@ -197,7 +211,9 @@ impl Ledger {
         let others = self.state.tables.iter().filter(|(table, _)| **table != change.table);
         let taken: usize = others.map(|(_, cursor)| cursor.set_bytes()).sum();
         if change.after.thin(most.saturating_sub(taken)) {
-            self.note("a transaction has been open for very long: rows written since it began are delivered again");
+            self.note(
+                "a transaction has been open for very long: rows written since it began are delivered again",
+            );
         }
         self.group_bytes += change.publication.as_ref().map_or(0, |publication| publication.manifest.bytes);
         self.staged.push(change);
@@ -237,7 +253,10 @@ impl Ledger {
     async fn commit_changes(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         match &mut self.keeper {
             Keeper::Checkpoint(checkpoint) => {
-                if let Err(error) = checkpoint.swap(self.state.database.as_ref(), self.state.observed.as_ref(), &changes).await {
+                if let Err(error) = checkpoint
+                    .swap(self.state.database.as_ref(), self.state.observed.as_ref(), &changes)
+                    .await
+                {
                     abort(checkpoint.storage(), &changes).await;
                     return Err(error);
                 }

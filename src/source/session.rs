@@ -116,9 +116,10 @@ impl Session {
         }
         self.connection = None;
         let database = &self.credentials.database;
-        let (connection, _, _) =
-            Connection::open(self.tunnel.as_deref(), database, &self.application_name, self.bounds, deadline)
-                .await?;
+        let name = &self.application_name;
+        // On the heap: it is large, and rarely needed.
+        let open = Box::pin(Connection::open(self.tunnel.as_deref(), database, name, self.bounds, deadline));
+        let (connection, _, _) = open.await?;
         self.connection = Some(connection);
         Ok(())
     }
@@ -177,7 +178,8 @@ impl Session {
     ) -> Result<[Vec<Row>; N], Error> {
         let limit = self.statement_limit(deadline);
         let client = self.client()?;
-        let answers = timeout(limit, join_all(statements.map(|statement| client.simple_query(statement)))).await;
+        let answers =
+            timeout(limit, join_all(statements.map(|statement| client.simple_query(statement)))).await;
         let mut rows = [const { Vec::new() }; N];
         for (rows, answer) in rows.iter_mut().zip(answers.map_err(|_| silent(limit))?) {
             *rows = all_rows(&answer.map_err(|error| self.error(&error))?);
@@ -304,7 +306,8 @@ impl Connection {
             answer.ok().and_then(|answer| all_rows(&answer).into_iter().next()).unwrap_or_default()
         };
         let field = |row: &Row, i: usize| row.get(i).cloned().flatten();
-        let [Some(oid), Some(name), Some(started), Some(in_recovery)] = database.first().map(Vec::as_slice).unwrap_or(&[])
+        let [Some(oid), Some(name), Some(started), Some(in_recovery)] =
+            database.first().map(Vec::as_slice).unwrap_or(&[])
         else {
             let context = "the server does not say which database this is";
             return Err(Error::new(Kind::DatabaseUnavailable, context));

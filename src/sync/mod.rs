@@ -145,7 +145,8 @@ impl<'a> Run<'a> {
                 break;
             }
             let outcome = match table {
-                Ok(table) => self.table(&table, &mut observed).await,
+                // On the heap: these futures are large.
+                Ok(table) => Box::pin(self.table(&table, &mut observed)).await,
                 Err(error) => Err(Fault::Table(error)),
             };
             let (error, is_shared) = match outcome {
@@ -215,7 +216,11 @@ impl<'a> Run<'a> {
     }
 
     /// Reads one table, from its cursor until it is caught up or the run is over, in one commit or more.
-    async fn table(&mut self, table: &Arc<Table>, observed: &mut (Observation, Instant)) -> Result<(), Fault> {
+    async fn table(
+        &mut self,
+        table: &Arc<Table>,
+        observed: &mut (Observation, Instant),
+    ) -> Result<(), Fault> {
         let began = Instant::now();
         (self.share_rows, self.page_blocks) = (FIRST_SHARE_ROWS, share::FIRST_PAGE_BLOCKS);
         let mut before = self.ledger.state().cursor(&table.name).cloned();
@@ -230,8 +235,9 @@ impl<'a> Run<'a> {
                 *observed = (self.observe().await?, Instant::now());
             }
             let mut output = self.output(table, cursor.seq + 1);
-            let attempt = share::Attempt { table, cursor: &cursor, observation: &observed.0, is_large, is_audit };
-            let share = match self.share(attempt, &mut output).await {
+            let attempt =
+                share::Attempt { table, cursor: &cursor, observation: &observed.0, is_large, is_audit };
+            let share = match Box::pin(self.share(attempt, &mut output)).await {
                 Ok(Some(share)) => share,
                 // The window is too large for its snapshot's own transaction.
                 Ok(None) if !is_large => {
@@ -287,7 +293,8 @@ impl<'a> Run<'a> {
         }
         let clock = observed.0.at + observed.1.elapsed();
         done.lag_seconds = cursor.as_of.map(|as_of| seconds(clock - as_of));
-        done.hold_back_seconds = cursor.as_of.zip(cursor.watermark).map(|(as_of, watermark)| seconds(as_of - watermark));
+        done.hold_back_seconds =
+            cursor.as_of.zip(cursor.watermark).map(|(as_of, watermark)| seconds(as_of - watermark));
         tracing::info!(
             table = %table.name, seq = done.seq, row_count = done.rows, byte_count = done.bytes,
             object_count = done.objects, elapsed_ms = elapsed_ms(began), "table read"

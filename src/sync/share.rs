@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::Run;
-use crate::cursor::{Doubt, Filter, Lsn, Observation, Place, Position, Scope, TableCursor, Window, XidSet, distance, rebuilt};
+use crate::cursor::{
+    Doubt, Filter, Lsn, Observation, Place, Position, Scope, TableCursor, Window, XidSet, distance, rebuilt,
+};
 use crate::error::{Error, Kind};
 use crate::page::{self, Bounds, Cut, PageFault, PageRead};
 use crate::plan::{self, Leaf, Page, Transaction};
@@ -153,7 +155,13 @@ impl Run<'_> {
         watch.stop().await;
         let (sum, end) = outcome?;
         let Opened { mut window, is_own, is_partial, .. } = opened;
-        let scope = if is_partial { "partial" } else if window.scope == Scope::Whole { "whole" } else { "frozen" };
+        let scope = if is_partial {
+            "partial"
+        } else if window.scope == Scope::Whole {
+            "whole"
+        } else {
+            "frozen"
+        };
         if window.scope == Scope::Whole && matches!(end, End::Cut(_)) {
             self.session.give_up();
             return Ok(None);
@@ -195,9 +203,8 @@ impl Run<'_> {
         };
         after.seq += u64::from(sum.rows > 0);
         // What changed meanwhile is the next window's, where that can be read at once.
-        let is_next_short = was_backfill
-            || transaction.bytes() <= WHOLE_BYTES
-            || self.is_range(table, &after);
+        let is_next_short =
+            was_backfill || transaction.bytes() <= WHOLE_BYTES || self.is_range(table, &after);
         Ok(Some(Share {
             is_caught_up: is_complete && ((is_own && !is_partial) || !is_next_short),
             cursor: after,
@@ -242,7 +249,12 @@ impl Run<'_> {
         if let Some(window) = cursor.window.take() {
             let is_near = distance(window.snapshot.xmin, transaction.next).is_some();
             if is_near && !window.leaves.is_rewritten_in(&files) {
-                return Ok(Opened { window, is_own: false, is_partial: false, has_unset: transaction.has_unset });
+                return Ok(Opened {
+                    window,
+                    is_own: false,
+                    is_partial: false,
+                    has_unset: transaction.has_unset,
+                });
             }
             notes.push("the table was rewritten while it was being read: its window began anew".to_owned());
         }
@@ -257,7 +269,9 @@ impl Run<'_> {
                 (cursor.watermark, cursor.passed_over) = (None, None);
             }
             if cursor.as_of.is_some_and(|as_of| observation.at + self.config.cursor_slack < as_of) {
-                notes.push("the server's clock went back by more than the slack: every row was looked at".to_owned());
+                notes.push(
+                    "the server's clock went back by more than the slack: every row was looked at".to_owned(),
+                );
                 cursor.watermark = None;
             }
             if cursor.is_out_of_reach(transaction.next) {
@@ -278,7 +292,10 @@ impl Run<'_> {
         }
         if let Some(column) = table.cursor_column().filter(|_| !table.is_indexed && bytes > LARGE_BYTES) {
             let name = &column.name;
-            notes.push(format!("no index begins with {name}: every run looks at each of the {} MB", bytes >> 20));
+            notes.push(format!(
+                "no index begins with {name}: every run looks at each of the {} MB",
+                bytes >> 20
+            ));
         }
         let is_partial = !is_range && (bytes > WHOLE_BYTES || transaction.doubt == Doubt::All);
         let mut window = Window {
@@ -291,7 +308,8 @@ impl Run<'_> {
             position: if is_range { Position::Range { after: None } } else { Position::scan() },
         };
         if is_large && !is_partial {
-            window.scope = Scope::Frozen { visible: self.visible(table, cursor, &window, transaction).await? };
+            window.scope =
+                Scope::Frozen { visible: self.visible(table, cursor, &window, transaction).await? };
         }
         Ok(Opened { window, is_own: true, is_partial, has_unset })
     }
@@ -305,7 +323,9 @@ impl Run<'_> {
         transaction: &Transaction,
     ) -> Result<XidSet, Error> {
         let snapshot = window.snapshot;
-        let Some(distance) = distance(snapshot.xmin, transaction.next).filter(|_| snapshot.xmin < snapshot.xmax) else {
+        let Some(distance) =
+            distance(snapshot.xmin, transaction.next).filter(|_| snapshot.xmin < snapshot.xmax)
+        else {
             return Ok(XidSet::default());
         };
         let bound = cursor.bound(self.config.cursor_slack);
@@ -337,20 +357,23 @@ impl Run<'_> {
         loop {
             let share_rows = self.share_rows.min(self.rows_left());
             let is_late = !is_whole && began.elapsed() > self.share_time();
-            if sum.rows >= share_rows || is_late || (sum.received > 0 && self.call.deadline.is_reading_over()) {
+            if sum.rows >= share_rows || is_late || (sum.received > 0 && self.call.deadline.is_reading_over())
+            {
                 return Ok((sum, End::Share));
             }
             let window = &mut opened.window;
             let leaf = match &mut window.position {
-                Position::Scan { leaf, after } => match next_leaf(&transaction.leaves, &window.leaves, *leaf, *after) {
-                    None => return Ok((sum, End::Window)),
-                    Some(next) => {
-                        if next.oid != *leaf {
-                            (*leaf, *after) = (next.oid, Place::default());
+                Position::Scan { leaf, after } => {
+                    match next_leaf(&transaction.leaves, &window.leaves, *leaf, *after) {
+                        None => return Ok((sum, End::Window)),
+                        Some(next) => {
+                            if next.oid != *leaf {
+                                (*leaf, *after) = (next.oid, Place::default());
+                            }
+                            Some((next, next.blocks().min(after.0.saturating_add(self.page_blocks))))
                         }
-                        Some((next, next.blocks().min(after.0.saturating_add(self.page_blocks))))
                     }
-                },
+                }
                 Position::Range { .. } | Position::Unset { .. } => None,
             };
             let is_fresh = leaf.is_some_and(|(leaf, _)| !cursor.leaves.has(leaf.oid));
@@ -363,14 +386,16 @@ impl Run<'_> {
                 }
                 _ => Vec::new(),
             };
-            let page = Page { table, position, condition: filter.condition(), bound, looked_from, leaf, max_rows };
+            let page =
+                Page { table, position, condition: filter.condition(), bound, looked_from, leaf, max_rows };
             encoder.set_system_columns(page.system_columns());
             let bounds = Bounds {
                 deadline: self.call.deadline,
                 ends: began + time,
-                max_bytes: self.limits.max_bytes.map_or(u64::MAX, |max| {
-                    max.saturating_sub(self.byte_count).saturating_sub(sum.bytes)
-                }),
+                max_bytes: self
+                    .limits
+                    .max_bytes
+                    .map_or(u64::MAX, |max| max.saturating_sub(self.byte_count).saturating_sub(sum.bytes)),
                 xmin: window.snapshot.xmin,
                 watch,
                 is_output_empty: self.row_count + sum.rows == 0,
@@ -417,7 +442,8 @@ impl Run<'_> {
         }
         self.session.give_up();
         let limit = self.call.deadline.reading_left().min(PLACE_TIMEOUT);
-        let place = tokio::time::timeout(limit, self.place(page, cursor, fault.rows_before)).await.ok().flatten();
+        let place =
+            tokio::time::timeout(limit, self.place(page, cursor, fault.rows_before)).await.ok().flatten();
         let place = place.unwrap_or_else(|| page.table.name.to_string());
         self.session.give_up();
         let hint = match fault.error.kind() {
@@ -466,7 +492,8 @@ impl Run<'_> {
         if sum.rows == 0 || !(is_full || matches!(end, End::Cut(Cut::Transaction))) {
             return;
         }
-        let factor = (self.share_time().as_secs_f64() / sum.streaming.as_secs_f64().max(0.001)).clamp(0.25, 4.0);
+        let factor =
+            (self.share_time().as_secs_f64() / sum.streaming.as_secs_f64().max(0.001)).clamp(0.25, 4.0);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
         let rows = (sum.rows as f64 * factor) as u64;
         self.share_rows = rows.clamp(FEWEST_SHARE_ROWS, MOST_SHARE_ROWS);
@@ -498,10 +525,11 @@ fn paced(blocks: u32, elapsed: Duration) -> u32 {
 pub(super) fn no_progress(table: &Table) -> Error {
     let context = format!("the first row of table {} did not come in time", table.name);
     let index = match table.cursor_column() {
-        Some(column) => format!("create an index on ({}, {}); or ", column.name, table.key_names().join(", ")),
+        Some(column) => {
+            format!("create an index on ({}, {}); or ", column.name, table.key_names().join(", "))
+        }
         None => String::new(),
     };
-    Error::new(Kind::NoProgress, context).with_hint(format!(
-        "{index}give the function a longer timeout, or raise MAX_TRANSACTION_SECONDS"
-    ))
+    Error::new(Kind::NoProgress, context)
+        .with_hint(format!("{index}give the function a longer timeout, or raise MAX_TRANSACTION_SECONDS"))
 }

@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::bastion::BastionAddress;
-use harness::{
-    Bastion, BastionOptions, Database, Function, FunctionOptions, Invocation, Proxy, Stack,
-};
+use harness::{Bastion, BastionOptions, Database, Function, FunctionOptions, Invocation, Proxy, Stack};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 

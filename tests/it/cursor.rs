@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::case::{Case, invoke, sync, table};
 use crate::stress::wait_for_replay;
 
-const ORDERS: &str = "create table orders (id bigint primary key, name text, modified_at timestamptz not null default now());
+const ORDERS: &str =
+    "create table orders (id bigint primary key, name text, modified_at timestamptz not null default now());
     create index on orders (modified_at);";
 
 /// `rows` of `public.orders` in an answer, without notes.
@@ -51,7 +52,10 @@ async fn a_commit_that_comes_late_is_not_lost() {
     assert_eq!(rows(&sync(&function).await), 1);
     assert_eq!(case.counts("public.orders", "id"), (1..=5).map(|id| (id, 1)).collect());
     let receipt = &case.manifests()[4]["receipt"];
-    assert_eq!((&receipt["window"], &receipt["scope"], &receipt["fence"]), (&json!("range"), &json!("whole"), &json!("passed")));
+    assert_eq!(
+        (&receipt["window"], &receipt["scope"], &receipt["fence"]),
+        (&json!("range"), &json!("whole"), &json!("passed"))
+    );
 }
 
 #[tokio::test]
@@ -84,16 +88,25 @@ async fn an_audit_delivers_and_counts_what_the_cursor_column_would_have_missed()
     sync(&function).await;
     // An update that leaves the time alone, a load of old rows, and one as it should be.
     let old = "now() - interval '1 day'";
-    case.run(&format!("update orders set modified_at = {old} where id = 1; insert into orders values (60, 'x', {old})")).await;
+    case.run(&format!(
+        "update orders set modified_at = {old} where id = 1; insert into orders values (60, 'x', {old})"
+    ))
+    .await;
     assert_eq!(rows(&sync(&function).await), 0);
-    case.run(&format!("insert into orders values (61), (62); update orders set modified_at = {old} where id = 2")).await;
+    case.run(&format!(
+        "insert into orders values (61), (62); update orders set modified_at = {old} where id = 2"
+    ))
+    .await;
     let answer = invoke(&function, &json!({"action": "audit"})).await.answer();
     let orders = table(&answer, "public.orders");
     // Those that a sync has passed over, too.
     assert_eq!((&orders["rows"], &orders["missed"]), (&json!(5), &json!(3)), "{answer}");
     assert_eq!(case.manifests().last().unwrap()["receipt"]["rows_missed"], 3);
     let answer = invoke(&function, &json!({"action": "audit"})).await.answer();
-    assert_eq!((&table(&answer, "public.orders")["rows"], &table(&answer, "public.orders")["missed"]), (&json!(0), &json!(0)));
+    assert_eq!(
+        (&table(&answer, "public.orders")["rows"], &table(&answer, "public.orders")["missed"]),
+        (&json!(0), &json!(0))
+    );
     assert_eq!(case.newest("public.orders", "id").len(), 53);
 }
 
@@ -136,7 +149,10 @@ async fn a_rewritten_table_is_looked_at_whole_and_delivered_as_far_as_its_rows_c
 #[tokio::test]
 async fn a_partition_that_is_attached_is_delivered_whole() {
     let case = Case::new("attached").await;
-    case.run("create table orders (id bigint, modified_at timestamptz, primary key (id)) partition by range (id)").await;
+    case.run(
+        "create table orders (id bigint, modified_at timestamptz, primary key (id)) partition by range (id)",
+    )
+    .await;
     case.run("create table orders_1 partition of orders for values from (0) to (100); create index on orders (modified_at)").await;
     case.run("insert into orders select i, '2026-01-01Z' from generate_series(1, 50) i").await;
     // Loaded long before it is attached: its times and its ids are old.
@@ -157,9 +173,15 @@ async fn a_partition_that_is_attached_is_delivered_whole() {
 #[tokio::test]
 async fn a_partitioned_table_is_paged_leaf_by_leaf() {
     let case = Case::new("leaves").await;
-    case.run("create table orders (id bigint, modified_at timestamptz, primary key (id)) partition by hash (id)").await;
+    case.run(
+        "create table orders (id bigint, modified_at timestamptz, primary key (id)) partition by hash (id)",
+    )
+    .await;
     for i in 0..4 {
-        case.run(&format!("create table orders_{i} partition of orders for values with (modulus 4, remainder {i})")).await;
+        case.run(&format!(
+            "create table orders_{i} partition of orders for values with (modulus 4, remainder {i})"
+        ))
+        .await;
     }
     case.run(&format!("revoke all on orders_2 from {}", case.database.user)).await;
     case.run("insert into orders select i, '2026-01-01Z' from generate_series(1, 3000) i").await;
@@ -176,7 +198,8 @@ async fn a_row_that_is_updated_all_the_time_arrives_although_the_table_is_read_i
     let function = case.function(&[]).await;
     let hot = async {
         loop {
-            case.run("update orders set name = clock_timestamp()::text, modified_at = now() where id = 1000").await;
+            case.run("update orders set name = clock_timestamp()::text, modified_at = now() where id = 1000")
+                .await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -189,7 +212,10 @@ async fn a_row_that_is_updated_all_the_time_arrives_although_the_table_is_read_i
     }
     let counts = case.counts("public.orders", "id");
     assert_eq!(counts.len(), 2000);
-    assert!(counts.iter().all(|(id, count)| *count == 1 || *id == 1000), "only the one that changed came again");
+    assert!(
+        counts.iter().all(|(id, count)| *count == 1 || *id == 1000),
+        "only the one that changed came again"
+    );
 }
 
 #[tokio::test]
@@ -202,7 +228,10 @@ async fn ids_cross_two_to_the_thirty_second_and_every_row_comes_once() {
         postgres.address.admin(name).await.batch_execute("vacuum freeze").await.unwrap();
     }
     let admin = postgres.address.admin("postgres").await;
-    admin.batch_execute("update pg_database set datallowconn = true where datname = 'template0'").await.unwrap();
+    admin
+        .batch_execute("update pg_database set datallowconn = true where datname = 'template0'")
+        .await
+        .unwrap();
     postgres.address.admin("template0").await.batch_execute("vacuum freeze").await.unwrap();
     postgres.stop().await;
     postgres.set_next_xid((1 << 32) - 300).await;
@@ -218,14 +247,23 @@ async fn ids_cross_two_to_the_thirty_second_and_every_row_comes_once() {
         }
         match round {
             // Open across the border, with a subtransaction on either side.
-            3 => long.batch_execute("begin; insert into orders values (-1); savepoint a; insert into orders values (-2)").await.unwrap(),
+            3 => long
+                .batch_execute(
+                    "begin; insert into orders values (-1); savepoint a; insert into orders values (-2)",
+                )
+                .await
+                .unwrap(),
             8 => long.batch_execute("savepoint b; insert into orders values (-3); commit").await.unwrap(),
             _ => {}
         }
         let event = if round % 2 == 0 { json!({}) } else { json!({"limits": {"max_rows": 20}}) };
         while invoke(&function, &event).await.answer()["has_more"] == true {}
     }
-    let next: i64 = admin.query_one("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint", &[]).await.unwrap().get(0);
+    let next: i64 = admin
+        .query_one("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint", &[])
+        .await
+        .unwrap()
+        .get(0);
     assert!(next > 1 << 32, "{next}");
     let expected = (1..=id).chain([-1, -2, -3]).map(|id| (id, 1)).collect();
     assert_eq!(case.counts("public.orders", "id"), expected);
@@ -304,7 +342,10 @@ async fn a_restored_database_is_refused_or_read_anew_as_configured() {
     assert!(error.message.contains("ON_NEW_DATABASE=resync"), "{}", error.message);
     let function = case.function(&[("TABLES", "orders"), ("ON_NEW_DATABASE", "resync")]).await;
     let answer = sync(&function).await;
-    assert_eq!((&table(&answer, "public.orders")["rows"], &table(&answer, "public.orders")["seq"]), (&json!(1), &json!(2)));
+    assert_eq!(
+        (&table(&answer, "public.orders")["rows"], &table(&answer, "public.orders")["seq"]),
+        (&json!(1), &json!(2))
+    );
     assert_eq!(rows(&sync(&function).await), 0);
 }
 
@@ -334,7 +375,8 @@ async fn a_server_restored_to_an_earlier_time_is_noticed() {
 async fn what_a_crash_takes_back_from_asynchronous_commits_had_not_been_delivered_as_safe() {
     let case = Case::new("async_crash").await;
     let config = vec!["synchronous_commit = off".into(), "wal_writer_delay = 10s".into()];
-    let mut postgres = case.stack.start_postgres(PostgresOptions { config, ..PostgresOptions::default() }).await;
+    let mut postgres =
+        case.stack.start_postgres(PostgresOptions { config, ..PostgresOptions::default() }).await;
     let database = postgres.address.database("async_crash").await;
     run(&database, ORDERS).await;
     run(&database, "insert into orders select i, 'before' from generate_series(1, 20) i").await;
@@ -351,9 +393,15 @@ async fn what_a_crash_takes_back_from_asynchronous_commits_had_not_been_delivere
     postgres.crash();
     postgres.start_again().await;
     // The ids are given out again.
-    run(&database, "set synchronous_commit = on; insert into orders values (22, 'after'), (23, 'after')").await;
+    run(&database, "set synchronous_commit = on; insert into orders values (22, 'after'), (23, 'after')")
+        .await;
     let answer = sync(&function).await;
-    let lost = database.admin().await.query_one("select count(*) from orders where name = 'lost'", &[]).await.unwrap();
+    let lost = database
+        .admin()
+        .await
+        .query_one("select count(*) from orders where name = 'lost'", &[])
+        .await
+        .unwrap();
     assert!(was_in_time || notes(&answer).contains("restarted"), "{answer}");
     assert!(!was_in_time || lost.get::<_, i64>(0) == 2, "the fence said that it was on disk");
     let newest = case.newest("public.orders", "id");
@@ -366,7 +414,8 @@ async fn what_a_crash_takes_back_from_asynchronous_commits_had_not_been_delivere
 async fn a_role_with_some_columns_only_reads_those() {
     let case = Case::new("columns_only").await;
     case.run(ORDERS).await;
-    case.run("insert into orders select i from generate_series(1, 5) i; alter table orders add secret text").await;
+    case.run("insert into orders select i from generate_series(1, 5) i; alter table orders add secret text")
+        .await;
     let user = &case.database.user;
     case.run(&format!("revoke all on orders from {user}; grant select (id, name, modified_at, xmin, ctid, tableoid) on orders to {user}")).await;
     let document = json!({"tables": {"orders": {"exclude": ["secret"]}}});

@@ -143,14 +143,23 @@ async fn columns_without_a_time_zone_and_dates_serve_as_cursors() {
         .await;
     let function = case.function(&[]).await;
     let answer = sync(&function).await;
-    assert_eq!((&table(&answer, "public.stamps")["rows"], &table(&answer, "public.days")["rows"]), (&json!(50), &json!(3)));
+    assert_eq!(
+        (&table(&answer, "public.stamps")["rows"], &table(&answer, "public.days")["rows"]),
+        (&json!(50), &json!(3))
+    );
     case.run("create index on stamps (modified_at); create index on days (modified_at)").await;
     // Written in the zone that is furthest behind, and a day that has begun only just.
     case.run("insert into stamps values (51, now() at time zone '+12'); insert into days values (4, current_date - 1)").await;
     let answer = sync(&function).await;
-    assert_eq!((&table(&answer, "public.stamps")["rows"], &table(&answer, "public.days")["rows"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&table(&answer, "public.stamps")["rows"], &table(&answer, "public.days")["rows"]),
+        (&json!(1), &json!(1))
+    );
     let answer = sync(&function).await;
-    assert_eq!((&table(&answer, "public.stamps")["rows"], &table(&answer, "public.days")["rows"]), (&json!(0), &json!(0)));
+    assert_eq!(
+        (&table(&answer, "public.stamps")["rows"], &table(&answer, "public.days")["rows"]),
+        (&json!(0), &json!(0))
+    );
 }
 
 #[tokio::test]
@@ -267,7 +276,8 @@ async fn a_long_read_makes_way_for_who_waits_for_its_lock() {
     let event = json!({});
     let run = invoke(&function, &event);
     let other = async {
-        let copies = "select count(*) from pg_stat_activity where datname = current_database() and query like 'copy%'";
+        let copies =
+            "select count(*) from pg_stat_activity where datname = current_database() and query like 'copy%'";
         while case.admin.query_one(copies, &[]).await.unwrap().get::<_, i64>(0) == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

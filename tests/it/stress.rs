@@ -32,7 +32,8 @@ fn duration() -> Duration {
 
 /// Prints its seed, and takes it from there again.
 fn random(name: &str) -> Random {
-    let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(Random::new_seed);
+    let seed =
+        std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(Random::new_seed);
     println!("{name}: STRESS_SEED={seed}");
     Random::new(seed)
 }
@@ -55,7 +56,10 @@ async fn write(client: Client, mut random: Random, is_over: Arc<AtomicBool>) {
             ),
             3 => {
                 let name = format!("p{}", random.below(u64::MAX));
-                client.batch_execute(&format!("begin; {one}; savepoint a; {one}; prepare transaction '{name}'")).await.unwrap();
+                client
+                    .batch_execute(&format!("begin; {one}; savepoint a; {one}; prepare transaction '{name}'"))
+                    .await
+                    .unwrap();
                 tokio::time::sleep(Duration::from_secs_f64(short * 5.0)).await;
                 format!("{} prepared '{name}'", if random.below(3) == 0 { "rollback" } else { "commit" })
             }
@@ -71,11 +75,15 @@ async fn write(client: Client, mut random: Random, is_over: Arc<AtomicBool>) {
             5 => format!("begin; {one}; commit; begin; select pg_sleep({short}); {one}; commit"),
             6 => {
                 let row = random.below(500);
-                format!("update stress set modified_at = now() where id = (select id from stress where id >= {row} order by id limit 1)")
+                format!(
+                    "update stress set modified_at = now() where id = (select id from stress where id >= {row} order by id limit 1)"
+                )
             }
             7 => "insert into stress select nextval('ids'), 0, now() from generate_series(1, 300)".to_owned(),
             8 => format!("begin; {one}; select pg_sleep({short}); rollback"),
-            9 => format!("begin; savepoint a; {one}; savepoint b; {one}; select pg_sleep({long}); release b; commit"),
+            9 => format!(
+                "begin; savepoint a; {one}; savepoint b; {one}; select pg_sleep({long}); release b; commit"
+            ),
             _ => one.to_owned(),
         };
         // Two writers may want one row.
@@ -176,7 +184,8 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
         } else {
             let outcome = run.await.outcome;
             // A standby cancels what stands in the way of its replay.
-            let may_fail = is_standby && outcome.as_ref().is_err_and(|error| error.error_type == "DatabaseUnavailable");
+            let may_fail =
+                is_standby && outcome.as_ref().is_err_and(|error| error.error_type == "DatabaseUnavailable");
             assert!(outcome.is_ok() || may_fail, "{outcome:?}");
         }
     }
@@ -201,7 +210,8 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for manifest in case.manifests() {
         let receipt = &manifest["receipt"];
-        *kinds.entry(format!("{} {}", receipt["window"], receipt["scope"]).replace('"', "")).or_default() += 1;
+        *kinds.entry(format!("{} {}", receipt["window"], receipt["scope"]).replace('"', "")).or_default() +=
+            1;
     }
     println!("{name}: commits by kind of window: {kinds:?}");
     assert_eq!(count, Count::default());
@@ -213,7 +223,8 @@ async fn stress(name: &str, case: &Case, primary: &Database, configuration: &Val
 
 /// Until standbys have all that is committed.
 pub(crate) async fn wait_for_replay(primary: &Client) {
-    let sql = "select coalesce(bool_and(replay_lsn >= pg_current_wal_flush_lsn()), false) from pg_stat_replication";
+    let sql =
+        "select coalesce(bool_and(replay_lsn >= pg_current_wal_flush_lsn()), false) from pg_stat_replication";
     while !primary.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -237,7 +248,10 @@ async fn nothing_is_lost_or_repeated_for_a_role_that_sees_transactions() {
 #[tokio::test]
 async fn nothing_is_lost_or_repeated_on_a_standby() {
     let case = Case::new("stress_standby").await;
-    let options = PostgresOptions { config: vec!["max_standby_streaming_delay = 2s".into()], ..PostgresOptions::default() };
+    let options = PostgresOptions {
+        config: vec!["max_standby_streaming_delay = 2s".into()],
+        ..PostgresOptions::default()
+    };
     let primary: Postgres = case.stack.start_postgres(options).await;
     let standby = primary.start_standby().await;
     let database = primary.address.database("stress").await;

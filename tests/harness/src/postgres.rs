@@ -108,13 +108,24 @@ impl Postgres {
         }
         let mut backup = command(&self.bin.join("pg_basebackup"), &own, self.account);
         backup.env("PGPASSWORD", &self.address.password).args(["--pgdata", "data", "--write-recovery-conf"]);
-        backup.args(["--checkpoint", "fast", "--no-sync", "--host", &self.address.host, "--username", SUPERUSER]);
+        backup.args([
+            "--checkpoint",
+            "fast",
+            "--no-sync",
+            "--host",
+            &self.address.host,
+            "--username",
+            SUPERUSER,
+        ]);
         backup.args(["--port", &self.address.port.to_string()]);
         process::run(backup).await;
         let path = own.join("data/postgresql.conf");
         let settings = fs::read_to_string(&path).expect("the backup has a postgresql.conf");
-        fs::write(&path, format!("{settings}\nport = {port}\nunix_socket_directories = '{}'\n", own.display()))
-            .expect("postgresql.conf is writable");
+        fs::write(
+            &path,
+            format!("{settings}\nport = {port}\nunix_socket_directories = '{}'\n", own.display()),
+        )
+        .expect("postgresql.conf is writable");
         let address = PostgresAddress { port, ..self.address.clone() };
         let mut standby =
             Postgres { address, bin: self.bin.clone(), own, account: self.account, daemon: None };
@@ -154,7 +165,14 @@ impl Postgres {
     pub async fn set_next_xid(&self, next_xid: u64) {
         let (epoch, low) = (next_xid >> 32, next_xid & 0xffff_ffff);
         let mut command = command(&self.bin.join("pg_resetwal"), &self.own, self.account);
-        command.args(["--pgdata", "data", "--epoch", &epoch.to_string(), "--next-transaction-id", &low.to_string()]);
+        command.args([
+            "--pgdata",
+            "data",
+            "--epoch",
+            &epoch.to_string(),
+            "--next-transaction-id",
+            &low.to_string(),
+        ]);
         command.args(["--oldest-transaction-id", &(low - 1_000_000).to_string()]);
         process::run(command).await;
         // The segment that this id is in: 8192 bytes of status a page, four ids a byte, 32 pages a segment.

@@ -16,7 +16,10 @@ async fn main() {
     let stack = Stack::from_env();
     let database = stack.database("cost").await;
     let admin = database.admin().await;
-    println!("PostgreSQL {}, {row_count} rows of about 60 bytes; medians of {RUNS} runs", stack.postgres.version);
+    println!(
+        "PostgreSQL {}, {row_count} rows of about 60 bytes; medians of {RUNS} runs",
+        stack.postgres.version
+    );
     let table = format!(
         "create table users (id bigint primary key, name text not null, modified_at timestamptz not null);
          insert into users select i, 'name ' || i, now() - i * interval '1 second' from generate_series(1, {row_count}) i;
@@ -49,7 +52,11 @@ async fn main() {
     let function = Function::start(FunctionOptions { binary, env }).await;
     let first = Instant::now();
     while function.invoke(&json!({}), Duration::from_secs(600)).await.answer()["has_more"] == true {}
-    println!("{:>9.0} ms  the first sync, {:.1} M rows/s", ms(first.elapsed()), row_count as f64 / 1e6 / first.elapsed().as_secs_f64());
+    println!(
+        "{:>9.0} ms  the first sync, {:.1} M rows/s",
+        ms(first.elapsed()),
+        row_count as f64 / 1e6 / first.elapsed().as_secs_f64()
+    );
     // What was in flight at the first may still be of unknown age at the second.
     function.invoke(&json!({}), Duration::from_secs(60)).await.answer();
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -64,7 +71,10 @@ async fn main() {
     let sql = "select seq_tup_read, idx_tup_fetch from pg_stat_user_tables where relname = 'users'";
     let row = admin.query_one(sql, &[]).await.expect("statistics");
     let read = row.get::<_, i64>(0) + row.get::<_, i64>(1);
-    println!("{:>9}     rows read by each of those; the slack has 300", read / i64::try_from(RUNS).expect("few"));
+    println!(
+        "{:>9}     rows read by each of those; the slack has 300",
+        read / i64::try_from(RUNS).expect("few")
+    );
 }
 
 async fn median(client: &Client, sql: &str) -> Duration {
