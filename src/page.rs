@@ -220,7 +220,7 @@ impl Reader<'_> {
         self.encoder.write(tuple, json).map_err(unencodable)?;
         let row_bytes = json.len() - start;
         let xid = self.filter.xid(system.xmin);
-        let is_passed_over = system.is_missed && self.filter.is_settled(xid);
+        let is_passed_over = system.is_missed && self.filter.is_left_to_ranges(xid);
         if !self.filter.admits(xid) && !is_passed_over {
             buffer.held_back = Some(json.split_off(start));
         } else if json.len() > self.output.room() {
@@ -239,8 +239,16 @@ impl Reader<'_> {
                 self.read.cut = Some(Cut::Bytes);
             }
         }
+        let place = Place(system.place.0, system.place.1);
+        if self.page.leaf.is_some() && place <= buffer.last_place.max(self.read.last_place) {
+            return Err(Error::new(
+                Kind::Internal,
+                "rows of a scan do not come in the order of their places",
+            )
+            .into());
+        }
         buffer.received += 1;
-        buffer.last_place = Place(system.place.0, system.place.1);
+        buffer.last_place = place;
         Ok(())
     }
 

@@ -15,6 +15,9 @@ use crate::text::timestamp;
 /// Of a table's blocks, unless its server was built otherwise.
 const BLOCK_BYTES: u64 = 8192;
 
+/// So many ids at most are listed for a window, in one message.
+pub(crate) const MOST_VISIBLE: usize = 80_000;
+
 /// A column without a time zone may have been written in any.
 const ZONES: TimeDelta = TimeDelta::hours(26);
 
@@ -36,11 +39,11 @@ pub(crate) fn begin(table: &Table, cursor: &TableCursor, log: Log) -> String {
     let lsn = match log {
         Log::Written => "pg_current_wal_insert_lsn()",
         Log::Replayed => "pg_last_wal_replay_lsn()",
-        Log::Hidden => "null",
+        Log::Hidden | Log::HiddenReplayed => "null",
     };
     // Of ids beyond 2³², of which a row has the lower half only, those in progress. On a standby nobody holds the locks.
     let locked = match log {
-        Log::Replayed => "null",
+        Log::Replayed | Log::HiddenReplayed => "null",
         Log::Written | Log::Hidden => {
             "case when pg_snapshot_xmax(pg_current_snapshot())::text::numeric > 4294967296 then (select \
              coalesce(string_agg(transactionid::text, ' '), '') from pg_locks where locktype = 'transactionid' and granted \
@@ -54,9 +57,10 @@ pub(crate) fn begin(table: &Table, cursor: &TableCursor, log: Log) -> String {
          pg_current_snapshot(), age('3'::xid), {lsn}, {unset}, {locked}, \
          (with recursive tree (oid) as (select c.oid union all select i.inhrelid from pg_inherits i join tree on \
          i.inhparent = tree.oid where not i.inhdetachpending) \
-         select json_agg(json_build_object('oid', l.oid::bigint, 'kind', l.relkind, 'file', pg_relation_filenode(l.oid)::bigint, \
-         'bytes', pg_relation_size(l.oid), 'is_readable', has_table_privilege(l.oid, 'select'), \
-         'name', format('%I.%I', n.nspname, l.relname)) order by l.oid) from tree join pg_class l using (oid) \
+         select coalesce(json_agg(json_build_object('oid', l.oid::bigint, 'kind', l.relkind, 'file', pg_relation_filenode(l.oid)::bigint, \
+         'bytes', coalesce(pg_relation_size(l.oid), 0), 'is_readable', coalesce(has_table_privilege(l.oid, 'select') \
+         and has_schema_privilege(n.oid, 'usage') and not row_security_active(l.oid), false), \
+         'name', format('%I.%I', n.nspname, l.relname)) order by l.oid), '[]'::json) from tree join pg_class l using (oid) \
          join pg_namespace n on n.oid = l.relnamespace where l.relkind <> 'p') \
          from pg_class c where c.oid = {name_literal}::regclass{path}",
         unset = unset_probe(table, cursor),
@@ -99,6 +103,8 @@ pub(crate) enum Log {
     /// By a standby.
     Replayed,
     Hidden,
+    /// By a standby.
+    HiddenReplayed,
 }
 
 /// What a transaction's first query says.
@@ -158,7 +164,7 @@ impl Transaction {
         let age = text(3).parse().map_err(|_| unreadable("age of a transaction"))?;
         let locked: Option<Vec<u32>> = match field(6) {
             // Not asked for: no id is beyond 2³². A standby cannot say.
-            None => (log != Log::Replayed).then(Vec::new),
+            None => matches!(log, Log::Written | Log::Hidden).then(Vec::new),
             Some(list) => list.split_whitespace().map(|xid| xid.parse().ok()).collect(),
         };
         let leaves: Vec<Leaf> =
@@ -173,7 +179,8 @@ impl Transaction {
             snapshot,
             next: next(snapshot, age),
             lsn: field(4).and_then(|lsn| lsn.parse().ok()),
-            has_unset: text(5) == "t",
+            // Not asked for is not "none".
+            has_unset: text(5) != "f",
             doubt: Doubt::new(snapshot, &in_progress, locked.as_deref()),
             leaves,
         })
@@ -260,7 +267,9 @@ impl Page<'_> {
         let mut conditions = Vec::new();
         let mut order = String::new();
         if let (Some(cursor), Some(start)) = (table.cursor_column(), table.options.start) {
-            conditions.push(format!("{} >= {}", column(&cursor.name), table.time(start, TimeDelta::zero())));
+            let start = format!("{} >= {}", column(&cursor.name), table.time(start, TimeDelta::zero()));
+            // An index would lead to the rows of a scan in its own order, and not in that of their places.
+            conditions.push(if self.position.is_scan() { format!("({start}) is true") } else { start });
         }
         match (self.position, table.cursor_column()) {
             (Position::Range { after }, Some(cursor)) => {
@@ -335,7 +344,9 @@ pub(crate) fn visible(table: &Table, bound: Option<DateTime<Utc>>, is_scan: bool
         }
         _ => from(""),
     };
-    format!("select string_agg(xmin::text, ' ') from (select distinct xmin from ({rows}) as t) as t")
+    format!(
+        "select string_agg(xmin::text, ' ') from (select distinct xmin from ({rows}) as t limit {MOST_VISIBLE}) as t"
+    )
 }
 
 fn newer(distance: u64) -> String {

@@ -1,5 +1,6 @@
 //! Which row versions a page delivers, told by their transaction's id alone.
 
+use super::looks::Looks;
 use super::window::{Scope, TableCursor, Window};
 use super::xid::{self, Snapshot};
 use super::xid_set::XidSet;
@@ -14,6 +15,7 @@ pub(crate) struct Filter<'a> {
     next: u64,
     /// What was delivered before; `None`: nothing counts as delivered.
     since: Option<(Snapshot, &'a XidSet)>,
+    looks: Option<&'a Looks>,
     /// `None`: all that the page's own snapshot shows, which is the window's.
     frozen: Option<(Snapshot, &'a XidSet)>,
 }
@@ -38,7 +40,7 @@ impl<'a> Filter<'a> {
             Scope::Whole => None,
             Scope::Frozen { visible, .. } => Some((window.snapshot, visible)),
         };
-        Self { next, since, frozen }
+        Self { next, since, looks: cursor.looks.as_ref(), frozen }
     }
 
     /// A row's id in 64 bits, never too small.
@@ -55,9 +57,10 @@ impl<'a> Filter<'a> {
         !is_delivered && is_of_window
     }
 
-    /// Whether earlier windows must have met it: delivered, or passed over for its time.
-    pub(crate) fn is_settled(&self, xid: u64) -> bool {
-        self.since.is_some_and(|(since, _)| xid < since.xmin)
+    /// Whether only windows by range can have met it: they delivered it, or passed it over for its time.
+    pub(crate) fn is_left_to_ranges(&self, xid: u64) -> bool {
+        let is_settled = self.since.is_some_and(|(since, _)| xid < since.xmin);
+        is_settled && self.looks.is_some_and(|looks| !looks.has_seen(xid))
     }
 
     pub(crate) fn condition(&self) -> Condition {

@@ -96,6 +96,29 @@ impl DatabaseId {
         is_same_system && self.oid == other.oid && self.name == other.name
     }
 
+    /// Whether a new connection within a run leads to the same server, which still has all that it has shown.
+    pub(crate) fn goes_on_from(&self, before: &Self, shown: Option<Lsn>) -> bool {
+        let is_behind =
+            matches!((self.lsn, shown), (Some(lsn), Some(shown)) if self.is_standby && lsn < shown);
+        self.is_same_incarnation(before) && self.is_standby == before.is_standby && !is_behind
+    }
+
+    /// Whether ids and positions known from one mean the same in the other. A standby's start says nothing.
+    pub(crate) fn is_same_incarnation(&self, other: &Self) -> bool {
+        let is_same_start = self.started == other.started || self.is_standby != other.is_standby;
+        self.is_same_database(other)
+            && is_same_start
+            && (self.timeline == other.timeline || self.is_standby || other.is_standby)
+    }
+
+    /// Takes over what the other knows and this does not: a refusal may pass.
+    pub(crate) fn completed_by(&mut self, other: &Self) {
+        self.timeline = self.timeline.or(other.timeline);
+        if self.system_identifier.is_none() {
+            self.system_identifier.clone_from(&other.system_identifier);
+        }
+    }
+
     /// The names of what was compared, for the receipt.
     pub(crate) fn checks(&self) -> Vec<String> {
         let optional = [
@@ -113,8 +136,11 @@ impl DatabaseId {
         if !self.is_same_database(current) {
             return Incarnation::Foreign;
         }
-        let is_promoted =
-            matches!((self.timeline, current.timeline), (Some(known), Some(now)) if known != now);
+        // A standby's control file may still have the timeline before.
+        let is_promoted = match (self.timeline, current.timeline) {
+            (Some(known), Some(now)) => now > known || (now != known && !current.is_standby),
+            _ => false,
+        };
         let is_lsn_back = matches!((self.lsn, current.lsn), (Some(known), Some(now)) if now < known);
         if is_lsn_back || now < newest {
             return match current.is_standby && !is_promoted {

@@ -50,6 +50,7 @@ mod xid_set;
 
 use std::collections::BTreeMap;
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -118,8 +119,17 @@ impl State {
         if !state.tables.keys().all(|name| is_canonical(name)) {
             return Err(invalid("a key of the state's `tables` is not a table's name as we write it"));
         }
-        if state.tables.values().any(|cursor| cursor.seq > MAX_SEQ) {
+        if state.tables.values().any(|cursor| cursor.seq >= MAX_SEQ) {
             return Err(invalid("a `seq` of the state is beyond any count of commits"));
+        }
+        let is_ahead = |cursor: &TableCursor| {
+            cursor
+                .watermark
+                .zip(cursor.as_of)
+                .is_some_and(|(watermark, as_of)| watermark - as_of > TimeDelta::days(1))
+        };
+        if state.tables.values().any(is_ahead) {
+            return Err(invalid("a watermark of the state is later than the window that it is from"));
         }
         // What only its own transaction can go on with.
         let is_whole = |window: &Window| window.scope == Scope::Whole;
@@ -140,7 +150,9 @@ impl State {
     /// The highest id that the state's snapshots know of and that no crash can take back.
     pub(crate) fn newest_xid(&self) -> u64 {
         let safe = self.tables.values().filter(|cursor| cursor.fence == Fence::Passed);
-        safe.filter_map(|cursor| cursor.snapshot.map(|snapshot| snapshot.xmax)).max().unwrap_or(0)
+        let known =
+            safe.flat_map(|cursor| [cursor.snapshot, cursor.window.as_ref().map(|window| window.snapshot)]);
+        known.flatten().map(|snapshot| snapshot.xmax).max().unwrap_or(0)
     }
 }
 

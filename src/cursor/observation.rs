@@ -98,11 +98,6 @@ impl Observation {
     pub(crate) fn in_flight_count(&self) -> usize {
         self.in_flight.len() + self.prepared.len()
     }
-
-    /// The highest id that can have been given out before.
-    pub(crate) fn xmax(&self) -> u64 {
-        self.xmax
-    }
 }
 
 #[cfg(test)]

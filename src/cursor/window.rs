@@ -262,7 +262,7 @@ impl TableCursor {
             Scope::Whole => 0,
             Scope::Frozen { visible } => visible.text_bytes(),
         });
-        self.delivered.text_bytes() + visible
+        self.delivered.text_bytes() + visible + self.looks.as_ref().map_or(0, |looks| looks.seen.text_bytes())
     }
 
     /// Makes room in a state that has a bound: what is left out of D comes again, and nothing is lost. What is left out of a
@@ -271,9 +271,12 @@ impl TableCursor {
         if self.set_bytes() <= max_bytes {
             return false;
         }
-        self.delivered = self.delivered.thinned(max_bytes / 2);
+        self.delivered = self.delivered.thinned(max_bytes / 3);
+        if let Some(looks) = &mut self.looks {
+            looks.seen = looks.seen.thinned(max_bytes / 3);
+        }
         if let Some(Window { scope: Scope::Frozen { visible }, .. }) = &mut self.window {
-            *visible = visible.thinned(max_bytes / 2);
+            *visible = visible.thinned(max_bytes / 3);
         }
         true
     }
@@ -322,9 +325,9 @@ impl TableCursor {
             None => Some(next),
         };
         let looks = match (window.position.is_scan(), self.looks.clone(), self.watermark) {
-            (true, _, _) => Some(Looks::new(window.snapshot.xmin)),
+            (true, _, _) => Some(Looks::new(window.snapshot.xmin, visible.clone())),
             (false, Some(mut looks), Some(watermark)) => {
-                looks.add(window.snapshot.xmin, watermark);
+                looks.add(window.snapshot.xmax, watermark);
                 Some(looks)
             }
             (false, ..) => None,
@@ -336,7 +339,7 @@ impl TableCursor {
             delivered,
             as_of: Some(window.as_of),
             leaves: window.leaves.clone(),
-            unaudited: if window.position.is_scan() { 0 } else { self.unaudited + 1 },
+            unaudited: if window.position.is_scan() { 0 } else { self.unaudited.saturating_add(1) },
             looks,
             window: None,
             ..self.clone()

@@ -205,9 +205,9 @@ impl Checkpoint {
     async fn merge(&mut self, database: Option<&DatabaseId>, changes: &[Change]) -> Result<(), Error> {
         let current = Self::load(&self.storage).await?;
         if let (Some(known), Some(database)) = (&current.state.database, database)
-            && !known.is_same_database(database)
+            && !known.is_same_incarnation(database)
         {
-            return Err(conflict("another run has written the state of another database meanwhile"));
+            return Err(conflict("another run has met another incarnation of the database meanwhile"));
         }
         let has_moved = |change: &&Change| {
             current.state.tables.get(&change.table) != self.state.tables.get(&change.table)

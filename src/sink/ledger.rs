@@ -118,6 +118,11 @@ impl Ledger {
     ) -> Result<(), Error> {
         let newest = self.state.newest_xid();
         let Some(known) = self.state.database.replace(id.clone()) else { return Ok(()) };
+        if let Some(database) =
+            self.state.database.as_mut().filter(|database| database.is_same_database(&known))
+        {
+            database.completed_by(&known);
+        }
         let incarnation = known.compared(id, newest, xmax);
         let is_new = matches!(incarnation, Incarnation::Foreign | Incarnation::WentBack);
         match incarnation {
@@ -155,7 +160,8 @@ impl Ledger {
                 );
             }
         }
-        if is_new {
+        if is_new || incarnation == Incarnation::FailedOver {
+            // Of other transactions, by another clock.
             self.state.observed = None;
         }
         for (table, before) in self.state.tables.clone() {
@@ -233,6 +239,12 @@ impl Ledger {
     /// # Errors
     /// `CheckpointConflict`, `StorageDenied`, `StorageUnavailable`.
     pub(crate) async fn commit(&mut self, fence: Option<Fence>) -> Result<(), Error> {
+        if let (Some(Fence::Passed), Some(lsn), Some(database)) =
+            (fence, self.staged_lsn().flatten(), &mut self.state.database)
+        {
+            // No server that is behind this has what was read.
+            database.lsn = database.lsn.max(Some(lsn));
+        }
         let mut changes = std::mem::take(&mut self.staged);
         for change in &mut changes {
             change.after.fence = fence.unwrap_or(change.after.fence);
@@ -277,6 +289,11 @@ impl Ledger {
                 Ok(())
             }
         }
+    }
+
+    /// Whether a run that fails can keep what it has staged: a caller would not learn of it.
+    pub(crate) fn keeps_cursors(&self) -> bool {
+        matches!(self.keeper, Keeper::Checkpoint(_))
     }
 
     /// Gives up what is staged and not committed.

@@ -87,7 +87,7 @@ struct CatalogColumn {
     key_position: Option<i32>,
     /// Of a domain: its base type's.
     type_schema: String,
-    /// Whether it comes first in an index over all rows.
+    /// Whether it comes first in an index over all rows. Tables that inherit have indexes and keys of their own.
     is_indexed: bool,
 }
 
@@ -121,9 +121,11 @@ async fn relations(
                        join pg_namespace n on n.oid = coalesce(b.typnamespace, t.typnamespace) where t.oid = a.atttypid), \
                     exists (select from pg_index x join pg_class xc on xc.oid = x.indexrelid \
                        join pg_am am on am.oid = xc.relam where x.indrelid = c.oid and x.indkey[0] = a.attnum \
-                       and x.indisvalid and x.indpred is null and am.amname = 'btree'), \
+                       and x.indisvalid and x.indpred is null and am.amname = 'btree') \
+                       and (c.relkind = 'p' or not exists (select from pg_inherits h where h.inhparent = c.oid)), \
                     exists (select from pg_subscription_rel s where s.srrelid = c.oid \
-                       or s.srrelid in (select relid from pg_partition_tree(c.oid))) \
+                       or s.srrelid in (select relid from pg_partition_tree(c.oid)) \
+                       or s.srrelid in (select relid from pg_partition_ancestors(c.oid))) \
              from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace \
              join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \

@@ -65,6 +65,11 @@ pub(crate) async fn list(session: &Session, deadline: Deadline) -> Result<Listin
 
 /// Waits until the log is on disk up to `lsn`.
 pub(crate) async fn fence(session: &mut Session, lsn: Option<Lsn>, deadline: Deadline) -> Fence {
+    let waiting = tokio::time::timeout(deadline.at_most(FENCE_TIMEOUT * 2), waited(session, lsn, deadline));
+    waiting.await.unwrap_or(Fence::TimedOut)
+}
+
+async fn waited(session: &mut Session, lsn: Option<Lsn>, deadline: Deadline) -> Fence {
     match (session.log, lsn) {
         // A primary sends what it has flushed.
         (Log::Replayed, _) => Fence::Passed,
@@ -82,7 +87,7 @@ pub(crate) async fn fence(session: &mut Session, lsn: Option<Lsn>, deadline: Dea
             tracing::warn!(%lsn, "the server's log is not on disk yet, committing all the same");
             Fence::TimedOut
         }
-        (Log::Written | Log::Hidden, _) => Fence::None,
+        (Log::Written | Log::Hidden | Log::HiddenReplayed, _) => Fence::None,
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) database_id: DatabaseId,
     /// Which of the log's functions this role may call; an error inside a transaction would end it.
     pub(crate) log: Log,
+    /// How far the log had gone when a snapshot was taken last: no other server may be behind that.
+    shown: Option<Lsn>,
 }
 
 /// A client and the task that drives it, which ends with it.
@@ -95,7 +97,16 @@ impl Session {
         match Connection::open(tunnel.as_deref(), database, &application_name, bounds, deadline).await {
             Ok((connection, database_id, log)) => {
                 let connection = Some(connection);
-                Ok(Self { credentials, application_name, bounds, tunnel, connection, database_id, log })
+                Ok(Self {
+                    credentials,
+                    application_name,
+                    bounds,
+                    tunnel,
+                    connection,
+                    database_id,
+                    log,
+                    shown: None,
+                })
             }
             Err(error) => {
                 if let Some(tunnel) = tunnel.and_then(Arc::into_inner) {
@@ -119,7 +130,14 @@ impl Session {
         let name = &self.application_name;
         // On the heap: it is large, and rarely needed.
         let open = Box::pin(Connection::open(self.tunnel.as_deref(), database, name, self.bounds, deadline));
-        let (connection, _, _) = open.await?;
+        let (connection, id, log) = open.await?;
+        if log != self.log || !id.goes_on_from(&self.database_id, self.shown) {
+            connection.close().await;
+            let context = "another server answers than before, or it was started anew";
+            return Err(
+                Error::new(Kind::TunnelLost, context).with_hint("the next run goes on from the last commit")
+            );
+        }
         self.connection = Some(connection);
         Ok(())
     }
@@ -134,7 +152,13 @@ impl Session {
             connection: None,
             database_id: self.database_id.clone(),
             log: self.log,
+            shown: self.shown,
         }
+    }
+
+    /// Remembers how far the log had gone when a snapshot was taken.
+    pub(crate) fn has_shown(&mut self, lsn: Option<Lsn>) {
+        self.shown = self.shown.max(lsn);
     }
 
     /// Gives the connection up at once: in the middle of a COPY it would drain all that the server still sends, and hold
@@ -289,7 +313,9 @@ impl Connection {
                 ask(&settings),
                 // A backend that sorts does not notice that we have gone, unless it looks. Not every platform can.
                 ask("set client_connection_check_interval = '5s'"),
-                ask("select oid, datname, pg_postmaster_start_time(), pg_is_in_recovery() from pg_database \
+                // Recovery from a crash that the postmaster survives resets the statistics.
+                ask("select oid, datname, concat_ws(' ', pg_postmaster_start_time(), \
+                     (select stats_reset from pg_stat_bgwriter)), pg_is_in_recovery() from pg_database \
                      where datname = current_database()"),
                 ask("select system_identifier from pg_control_system()"),
                 ask("select timeline_id from pg_control_checkpoint()"),
@@ -316,7 +342,9 @@ impl Connection {
         let (written, replayed, control) = (optional(written), optional(replayed), optional(control));
         let lsn = |row: &Row| field(row, 0).and_then(|lsn| lsn.parse::<Lsn>().ok());
         let (log, lsn) = match is_standby {
-            true => (if lsn(&replayed).is_some() { Log::Replayed } else { Log::Hidden }, lsn(&replayed)),
+            true => {
+                (if lsn(&replayed).is_some() { Log::Replayed } else { Log::HiddenReplayed }, lsn(&replayed))
+            }
             false => (if lsn(&written).is_some() { Log::Written } else { Log::Hidden }, lsn(&written)),
         };
         // The current file's name begins with the timeline; the control file has that of the last checkpoint.
@@ -355,7 +383,8 @@ fn settings(bounds: Bounds) -> String {
         "set default_transaction_read_only = on; set search_path = pg_catalog; set row_security = off; \
          set standard_conforming_strings = on; set timezone = 'UTC'; set datestyle = 'ISO'; \
          set intervalstyle = 'postgres'; set lc_monetary = 'C'; set extra_float_digits = 1; set bytea_output = 'hex'; \
-         set lock_timeout = '5s'; set statement_timeout = {limit_ms}; \
+         set max_parallel_workers_per_gather = 0; set synchronize_seqscans = off; set lock_timeout = '5s'; \
+         set statement_timeout = {limit_ms}; \
          set idle_in_transaction_session_timeout = {limit_ms}"
     )
 }

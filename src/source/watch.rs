@@ -26,7 +26,7 @@ impl Watch {
     pub(crate) fn start(session: &Session, relations: &[u32], deadline: Deadline) -> Self {
         let oids: Vec<String> = relations.iter().map(u32::to_string).collect();
         let sql = format!(
-            "select exists (select from pg_locks where locktype = 'relation' and not granted \
+            "select exists (select from pg_locks where locktype = 'relation' and not granted and mode = 'AccessExclusiveLock' \
              and relation = any('{{{}}}'::oid[]) and database = (select oid from pg_database where datname = current_database()))",
             oids.join(",")
         );

@@ -53,8 +53,9 @@ pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
     let outcome = async {
         let mut run = Run::new(call, ledger, &mut session);
         run.config_hash.clone_from(&rules.hash);
-        let observation = run.observe().await?;
-        run.ledger.adopt(&run.session.database_id, observation.xmax(), call.config.on_new_database)?;
+        let listing = flight::list(run.session, call.deadline).await?;
+        run.ledger.adopt(&run.session.database_id, listing.xmax, call.config.on_new_database)?;
+        let observation = run.ledger.observe(listing).clone();
         let picked = call.request.tables.as_deref();
         let found =
             find_tables(run.session, call.config, &rules, picked, run.ledger.state(), call.deadline).await?;
@@ -164,6 +165,10 @@ impl<'a> Run<'a> {
             }
         }
         if self.reports.iter().all(|report| report.outcome.is_err()) {
+            if self.ledger.keeps_cursors() {
+                // What was read before the fault is good.
+                self.commit().await?;
+            }
             self.ledger.abandon().await;
             return Err(self.no_success());
         }
@@ -229,20 +234,27 @@ impl<'a> Run<'a> {
         let is_backfill = cursor.is_backfill();
         let mut is_audit = self.is_audit_due(&cursor);
         let (mut is_large, mut may_try_again) = (false, true);
+        let (is_resumed, mut has_outgrown) = (cursor.window.is_some(), false);
         loop {
             let is_old = observed.1.elapsed() > LOOK_AGE || observed.0.floor().is_none();
             if cursor.window.is_none() && is_old {
                 *observed = (self.observe().await?, Instant::now());
             }
             let mut output = self.output(table, cursor.seq + 1);
-            let attempt =
-                share::Attempt { table, cursor: &cursor, observation: &observed.0, is_large, is_audit };
+            let attempt = share::Attempt {
+                table,
+                cursor: &cursor,
+                observation: &observed.0,
+                is_large,
+                has_outgrown,
+                is_audit,
+            };
             let share = match Box::pin(self.share(attempt, &mut output)).await {
                 Ok(Some(share)) => share,
                 // The window is too large for its snapshot's own transaction.
                 Ok(None) if !is_large => {
                     self.inserts = output.abort(&table.name).await;
-                    is_large = true;
+                    (is_large, has_outgrown) = (true, true);
                     continue;
                 }
                 Ok(None) => {
@@ -266,7 +278,7 @@ impl<'a> Run<'a> {
             self.inserts = inserts;
             let publication = self.publication(table, before.as_ref(), &share, sealed);
             self.count(&mut done, &share, publication.as_ref());
-            self.has_frozen |= cursor.window.is_none() && share.cursor.window.is_some();
+            self.has_frozen |= !is_resumed && cursor.window.is_none() && share.cursor.window.is_some();
             cursor = share.cursor.clone();
             self.ledger.stage(Change {
                 table: table.name.to_string(),
@@ -279,7 +291,8 @@ impl<'a> Run<'a> {
             if self.ledger.is_group_due() {
                 self.commit().await.map_err(Fault::Commit)?;
             }
-            (is_large, is_audit) = (false, is_audit && !share.is_complete);
+            (is_large, is_audit) =
+                (false, is_audit && !(share.is_complete && share.window.position.is_scan()));
             if share.is_caught_up {
                 self.completed_count += 1;
                 self.completed_backfill_count += usize::from(is_backfill);
@@ -305,7 +318,8 @@ impl<'a> Run<'a> {
 
     /// Whether every row must be looked at, because it was asked for or because it is its turn.
     fn is_audit_due(&self, cursor: &TableCursor) -> bool {
-        let is_its_turn = self.config.audit_every.is_some_and(|every| cursor.unaudited + 1 >= every);
+        let is_its_turn =
+            self.config.audit_every.is_some_and(|every| cursor.unaudited.saturating_add(1) >= every);
         self.call.request.action == Action::Audit || is_its_turn
     }
 

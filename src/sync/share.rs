@@ -43,6 +43,8 @@ pub(super) struct Attempt<'a> {
     pub(super) observation: &'a Observation,
     /// The window did not fit into its snapshot's own transaction before.
     pub(super) is_large: bool,
+    /// Nor did another of this run.
+    pub(super) has_outgrown: bool,
     /// Every row is to be looked at.
     pub(super) is_audit: bool,
 }
@@ -177,8 +179,7 @@ impl Run<'_> {
         }
         // In the window's own transaction still: what of it later ones may deliver.
         if window.scope == Scope::Whole && matches!(end, End::Share) {
-            let visible = self.visible(table, &cursor, &window, &transaction).await?;
-            window.scope = Scope::Frozen { visible };
+            self.freeze(table, &cursor, &mut window, &transaction, observation).await?;
         }
         // A commit that fails takes nothing back: the transaction only read.
         if matches!(end, End::Cut(_)) || self.session.run("commit", self.call.deadline).await.is_err() {
@@ -203,8 +204,9 @@ impl Run<'_> {
         };
         after.seq += u64::from(sum.rows > 0);
         // What changed meanwhile is the next window's, where that can be read at once.
-        let is_next_short =
-            was_backfill || transaction.bytes() <= WHOLE_BYTES || self.is_range(table, &after);
+        let is_small =
+            transaction.bytes() <= WHOLE_BYTES && transaction.doubt != Doubt::All && !attempt.has_outgrown;
+        let is_next_short = was_backfill || is_small || self.is_range(table, &after);
         Ok(Some(Share {
             is_caught_up: is_complete && ((is_own && !is_partial) || !is_next_short),
             cursor: after,
@@ -226,7 +228,9 @@ impl Run<'_> {
         self.session.ensure_open(self.call.deadline).await?;
         let log = self.session.log;
         let row = self.session.run(&plan::begin(table, cursor, log), self.call.deadline).await?;
-        Transaction::read(table, log, |i| row.as_ref()?.get(i).map(str::to_owned))
+        let transaction = Transaction::read(table, log, |i| row.as_ref()?.get(i).map(str::to_owned))?;
+        self.session.has_shown(transaction.lsn);
+        Ok(transaction)
     }
 
     /// Whether an index finds what is new in a table.
@@ -258,7 +262,11 @@ impl Run<'_> {
             }
             notes.push("the table was rewritten while it was being read: its window began anew".to_owned());
         }
-        let mut has_unset = transaction.has_unset;
+        let (mut has_unset, mut has_new_leaf) = (transaction.has_unset, false);
+        if table.is_subscribed {
+            // Its rows are older than their arrival.
+            cursor.watermark = None;
+        }
         if !cursor.is_backfill() {
             if cursor.leaves.is_rewritten_in(&files) {
                 notes.push("the table was rewritten: every row was looked at".to_owned());
@@ -267,6 +275,7 @@ impl Run<'_> {
             if cursor.leaves.has_more_in(&files) {
                 notes.push("the table has a new partition: every row was looked at".to_owned());
                 (cursor.watermark, cursor.passed_over) = (None, None);
+                has_new_leaf = true;
             }
             if cursor.as_of.is_some_and(|as_of| observation.at + self.config.cursor_slack < as_of) {
                 notes.push(
@@ -298,9 +307,14 @@ impl Run<'_> {
             ));
         }
         let is_partial = !is_range && (bytes > WHOLE_BYTES || transaction.doubt == Doubt::All);
+        if is_partial && has_new_leaf {
+            // A transaction of D may have rows in the new partition, which this window leaves to the next.
+            cursor.delivered = XidSet::default();
+        }
+        let watermark = Window::watermark(observation, transaction.snapshot, is_partial);
         let mut window = Window {
             as_of: observation.at,
-            watermark: Window::watermark(observation, transaction.snapshot, is_partial),
+            watermark: watermark.filter(|_| !table.is_subscribed),
             snapshot: transaction.snapshot,
             scope: if is_partial { Scope::Frozen { visible: XidSet::default() } } else { Scope::Whole },
             leaves: files,
@@ -308,32 +322,39 @@ impl Run<'_> {
             position: if is_range { Position::Range { after: None } } else { Position::scan() },
         };
         if is_large && !is_partial {
-            window.scope =
-                Scope::Frozen { visible: self.visible(table, cursor, &window, transaction).await? };
+            self.freeze(table, cursor, &mut window, transaction, observation).await?;
         }
         Ok(Opened { window, is_own: true, is_partial, has_unset })
     }
 
-    /// The ids from the window's `xmin` on that its snapshot, which is this transaction's, certainly shows.
-    async fn visible(
+    /// Makes a window one that later transactions can read: with the ids from its `xmin` on that its snapshot, which is this
+    /// transaction's, certainly shows. Where they are too many, some are left to the next window.
+    async fn freeze(
         &self,
         table: &Table,
         cursor: &TableCursor,
-        window: &Window,
+        window: &mut Window,
         transaction: &Transaction,
-    ) -> Result<XidSet, Error> {
+        observation: &Observation,
+    ) -> Result<(), Error> {
         let snapshot = window.snapshot;
-        let Some(distance) =
-            distance(snapshot.xmin, transaction.next).filter(|_| snapshot.xmin < snapshot.xmax)
-        else {
-            return Ok(XidSet::default());
-        };
-        let bound = cursor.bound(self.config.cursor_slack);
-        let sql = plan::visible(table, bound, window.position.is_scan(), distance);
-        let row = self.session.run(&sql, self.call.deadline).await?;
-        let list = row.as_ref().and_then(|row| row.get(0)).unwrap_or_default();
-        let xids = list.split(' ').filter_map(|xid| xid.parse().ok());
-        Ok(transaction.doubt.visible(snapshot, xids.map(|xid| rebuilt(xid, transaction.next))))
+        let mut visible = XidSet::default();
+        let distance = distance(snapshot.xmin, transaction.next).filter(|_| snapshot.xmin < snapshot.xmax);
+        if let Some(distance) = distance {
+            let bound = cursor.bound(self.config.cursor_slack);
+            let sql = plan::visible(table, bound, window.position.is_scan(), distance);
+            let row = self.session.run(&sql, self.call.deadline).await?;
+            let list = row.as_ref().and_then(|row| row.get(0)).unwrap_or_default();
+            let xids: Vec<u32> = list.split(' ').filter_map(|xid| xid.parse().ok()).collect();
+            if xids.len() >= plan::MOST_VISIBLE {
+                let watermark = Window::watermark(observation, snapshot, true);
+                window.watermark = watermark.filter(|_| !table.is_subscribed);
+            }
+            let xids = xids.into_iter().map(|xid| rebuilt(xid, transaction.next));
+            visible = transaction.doubt.visible(snapshot, xids);
+        }
+        window.scope = Scope::Frozen { visible };
+        Ok(())
     }
 
     /// Reads pages until the window, the share or the time is at its end.
@@ -396,7 +417,7 @@ impl Run<'_> {
                     .limits
                     .max_bytes
                     .map_or(u64::MAX, |max| max.saturating_sub(self.byte_count).saturating_sub(sum.bytes)),
-                xmin: window.snapshot.xmin,
+                xmin: if is_whole { window.snapshot.xmin } else { u64::MAX },
                 watch,
                 is_output_empty: self.row_count + sum.rows == 0,
             };
