@@ -476,3 +476,97 @@ async fn a_run_without_changes_reads_no_more_than_the_rows_of_the_slack() {
     case.assert_nothing_is_left().await;
     assert!(read().await <= 310, "{} rows were read, and the slack has 300", read().await);
 }
+
+#[tokio::test]
+async fn a_crash_that_the_postmaster_survives_is_noticed() {
+    let case = Case::new("backend_killed").await;
+    let config = vec!["synchronous_commit = off".into(), "wal_writer_delay = 10s".into()];
+    let postgres = case.stack.start_postgres(PostgresOptions { config, ..PostgresOptions::default() }).await;
+    let database = postgres.address.database("backend_killed").await;
+    run(&database, ORDERS).await;
+    run(&database, "checkpoint").await;
+    let (configuration, _bastion) = case.configuration_of(&database, postgres.address.port).await;
+    let function = case.function_for(&configuration, &[]).await;
+    sync(&function).await;
+    run(&database, "insert into orders values (1, 'lost')").await;
+    assert_eq!(rows(&sync(&function).await), 1);
+    let was_in_time = case.checkpoint()["state"]["tables"]["public.orders"]["fence"] == "passed";
+    let victim = database.admin().await;
+    let pid: i32 = victim.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    assert!(killed.success());
+    // Until it has recovered.
+    while victim.simple_query("select 1").await.is_ok() {}
+    let answer = loop {
+        match invoke(&function, &json!({})).await.outcome {
+            Ok(answer) => break answer,
+            Err(error) => assert!(
+                error.error_type.starts_with("Database") || error.error_type == "TunnelLost",
+                "{error:?}"
+            ),
+        }
+    };
+    assert!(was_in_time || notes(&answer).contains("restarted"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_fault_is_kept_and_not_read_again() {
+    let case = Case::new("kept").await;
+    case.run(ORDERS).await;
+    case.run("insert into orders select i, case when i = 130000 then repeat('x', 5000) else 'n' end from generate_series(1, 130000) i").await;
+    let function = case.function(&[("MAX_ROW_BYTES", "2048")]).await;
+    let error = invoke(&function, &json!({})).await.error();
+    assert_eq!(error.error_type, "RowTooLarge");
+    assert!(
+        error.message.contains("public.orders") || error.message.contains("orders ctid"),
+        "{}",
+        error.message
+    );
+    assert_eq!(case.counts("public.orders", "id").len(), 100_000, "the first share");
+    case.run("update orders set name = 'short', modified_at = now() where id = 130000").await;
+    assert_eq!(rows(&sync(&function).await), 30_000);
+    let counts = case.counts("public.orders", "id");
+    assert_eq!((counts.len(), counts.values().max()), (130_000, Some(&1)));
+}
+
+#[tokio::test]
+async fn a_partitioned_table_without_partitions_is_empty() {
+    let case = Case::new("no_partitions").await;
+    case.run(
+        "create table orders (id bigint, modified_at timestamptz, primary key (id)) partition by range (id)",
+    )
+    .await;
+    let function = case.function(&[("TABLES", "orders")]).await;
+    assert_eq!(rows(&sync(&function).await), 0);
+    case.run("create table orders_1 partition of orders for values from (0) to (100); insert into orders values (1, now())").await;
+    assert_eq!(table(&sync(&function).await, "public.orders")["rows"], 1);
+}
+
+#[tokio::test]
+async fn an_audit_waits_for_the_window_that_is_open_and_then_looks_at_every_row() {
+    let case = Case::new("audit_pending").await;
+    case.run(ORDERS).await;
+    case.run(&format!("grant pg_read_all_stats to {}", case.database.user)).await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    case.run("insert into orders select i from generate_series(1, 100) i").await;
+    let answer = invoke(&function, &json!({"limits": {"max_rows": 30}})).await.answer();
+    assert_eq!(answer["has_more"], true);
+    let answer = invoke(&function, &json!({"action": "audit"})).await.answer();
+    let orders = table(&answer, "public.orders");
+    assert_eq!((&orders["rows"], &orders["missed"]), (&json!(70), &json!(0)), "{answer}");
+}
+
+#[tokio::test]
+async fn tables_that_inherit_and_times_of_any_kind_are_read() {
+    let case = Case::new("oddities").await;
+    case.run("create domain moment as timestamptz; create table orders (id bigint primary key, modified_at moment not null)").await;
+    case.run("create index on orders (modified_at); insert into orders values (1, '4713-01-01 BC'), (2, '200000-01-01'), (3, now())").await;
+    case.run("create table child () inherits (orders); insert into child values (1, '2026-01-01Z')").await;
+    let function = case.function(&[("TABLES", "orders")]).await;
+    assert_eq!(rows(&sync(&function).await), 4);
+    case.run("insert into child values (2, '2026-01-01Z'); insert into orders values (4, '100000-01-01')")
+        .await;
+    assert_eq!(rows(&sync(&function).await), 2);
+    assert_eq!(rows(&sync(&function).await), 0);
+}

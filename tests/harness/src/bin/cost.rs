@@ -67,6 +67,7 @@ async fn main() {
     }
     times.sort();
     report("a run without changes, through the bastion", times[RUNS / 2]);
+    println!("{:>9} MB  the function's peak memory", function.peak_memory_bytes() >> 20);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let sql = "select seq_tup_read, idx_tup_fetch from pg_stat_user_tables where relname = 'users'";
     let row = admin.query_one(sql, &[]).await.expect("statistics");
