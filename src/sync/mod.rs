@@ -236,7 +236,8 @@ impl<'a> Run<'a> {
         let (mut is_large, mut may_try_again) = (false, true);
         let (is_resumed, mut has_outgrown) = (cursor.window.is_some(), false);
         loop {
-            let is_old = observed.1.elapsed() > LOOK_AGE || observed.0.floor().is_none();
+            let is_unknown = observed.0.floor().is_none() && !self.session.database_id.is_standby;
+            let is_old = observed.1.elapsed() > LOOK_AGE || is_unknown;
             if cursor.window.is_none() && is_old {
                 *observed = (self.observe().await?, Instant::now());
             }
