@@ -44,6 +44,9 @@ async fn main() {
     let all = format!("age(t.xmin) between 1 and 2000000000 and {delivered}");
     report("the same, against 6,500 delivered transactions", median(&admin, &scan(&all)).await);
 
+    // With its end its own reading is in the statistics.
+    drop(admin);
+    let admin = database.admin().await;
     let configuration = stack.configuration(&database, &stack.client_key("ed25519"));
     let secret = stack.secret(&configuration).await;
     let mut env = stack.function_env(&secret, &stack.output_uri("cost"));
@@ -57,8 +60,11 @@ async fn main() {
         ms(first.elapsed()),
         row_count as f64 / 1e6 / first.elapsed().as_secs_f64()
     );
-    // What was in flight at the first may still be of unknown age at the second.
-    function.invoke(&json!({}), Duration::from_secs(60)).await.answer();
+    // The role cannot see how old what is in flight is, such as autovacuum after the load: until that ends, every row is
+    // looked at.
+    while function.invoke(&json!({}), Duration::from_secs(60)).await.answer()["tables"][0]["watermark"]
+        .is_null()
+    {}
     tokio::time::sleep(Duration::from_secs(1)).await;
     admin.batch_execute("select pg_stat_reset()").await.expect("the superuser may");
     let mut times = Vec::new();
