@@ -257,10 +257,16 @@ impl Reader {
         world.steps();
         // The transaction's snapshot, and what it shows.
         let (mut snapshot, mut shown, mut doubt);
+        let mut running: Vec<(i64, Vec<(u64, bool)>)>;
         let mut looks = 0;
         loop {
             let in_progress;
             (snapshot, in_progress) = world.snapshot();
+            running = world
+                .in_flight
+                .iter()
+                .map(|transaction| (transaction.began, transaction.xids.clone()))
+                .collect();
             shown = world.versions.iter().filter(|version| version.is_visible).cloned().collect::<Vec<_>>();
             world.may_jump = false;
             world.steps();
@@ -357,6 +363,17 @@ impl Reader {
             window.scope = Scope::Frozen { visible };
             TableCursor { window: Some(window), ..cursor }
         };
+        // What the proof rests on.
+        for version in &read {
+            assert!(filter.xid(low(version.xid)) >= version.xid, "L3: {version:?}");
+        }
+        if is_own && is_complete {
+            for (began, xids) in &running {
+                assert!(xids.iter().all(|(xid, _)| *xid >= snapshot.xmin), "L1: {xids:?}");
+                assert!(!xids.iter().any(|(xid, _)| after.delivered.contains(*xid)), "L2: {xids:?}");
+                assert!(after.watermark.is_none_or(|watermark| watermark <= time(*began)), "L4: {began}");
+            }
+        }
         let read: Vec<Version> = read.into_iter().cloned().collect();
         // A crash before the commit leaves nothing.
         if world.random.below(10) == 0 && !is_unlimited {
