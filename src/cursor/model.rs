@@ -352,6 +352,9 @@ impl Reader {
         let is_complete = sent.len() < limit;
         let read: Vec<&Version> = sent.into_iter().take(limit).collect();
         let xids: Vec<u64> = read.iter().map(|version| filter.xid(low(version.xid))).collect();
+        for version in &read {
+            assert!(filter.xid(low(version.xid)) >= version.xid, "L3: {version:?}");
+        }
         let visible = match &window.scope {
             Scope::Whole if is_complete => doubt.visible(snapshot, xids.into_iter()),
             Scope::Whole => freeze(),
@@ -364,9 +367,6 @@ impl Reader {
             TableCursor { window: Some(window), ..cursor }
         };
         // What the proof rests on.
-        for version in &read {
-            assert!(filter.xid(low(version.xid)) >= version.xid, "L3: {version:?}");
-        }
         if is_own && is_complete {
             for (began, xids) in &running {
                 assert!(xids.iter().all(|(xid, _)| *xid >= snapshot.xmin), "L1: {xids:?}");
