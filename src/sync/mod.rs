@@ -292,8 +292,7 @@ impl<'a> Run<'a> {
             if self.ledger.is_group_due() {
                 self.commit().await.map_err(Fault::Commit)?;
             }
-            (is_large, is_audit) =
-                (false, is_audit && !(share.is_complete && share.window.position.is_scan()));
+            (is_large, is_audit) = (false, is_audit && !(share.is_complete && share.missed.is_some()));
             if share.is_caught_up {
                 self.completed_count += 1;
                 self.completed_backfill_count += usize::from(is_backfill);
