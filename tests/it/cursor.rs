@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use harness::{Database, PostgresOptions};
+use harness::{Database, Function, PostgresOptions};
 use serde_json::{Value, json};
 
 use crate::case::{Case, invoke, sync, table};
@@ -23,6 +23,17 @@ fn rows(answer: &Value) -> u64 {
 
 fn notes(answer: &Value) -> String {
     format!("{}{}", answer["notes"], table(answer, "public.orders")["notes"])
+}
+
+/// Until the watermark is known: a transaction of unknown age in flight at the first run, be it a session that is just
+/// beginning, makes the next one look at every row.
+async fn until_audited(function: &Function) {
+    loop {
+        let answer = invoke(function, &json!({"action": "audit"})).await.answer();
+        if table(&answer, "public.orders").get("missed").is_some() {
+            return;
+        }
+    }
 }
 
 async fn run(database: &Database, sql: &str) {
@@ -82,10 +93,9 @@ async fn a_hundred_thousand_rows_of_one_time_come_once_in_pages_of_a_thousand() 
 async fn an_audit_delivers_and_counts_what_the_cursor_column_would_have_missed() {
     let case = Case::new("audit").await;
     case.run(ORDERS).await;
-    case.run(&format!("grant pg_read_all_stats to {}", case.database.user)).await;
     case.run("insert into orders select i from generate_series(1, 50) i").await;
     let function = case.function(&[]).await;
-    sync(&function).await;
+    until_audited(&function).await;
     // An update that leaves the time alone, a load of old rows, and one as it should be.
     let old = "now() - interval '1 day'";
     case.run(&format!(
@@ -114,14 +124,13 @@ async fn an_audit_delivers_and_counts_what_the_cursor_column_would_have_missed()
 async fn every_nth_run_looks_at_every_row_where_that_is_configured() {
     let case = Case::new("audit_every").await;
     case.run(ORDERS).await;
-    // Else a transaction in flight at the first run, such as autovacuum's, would make the second look at every row.
-    case.run(&format!("grant pg_read_all_stats to {}", case.database.user)).await;
     let function = case.function(&[("AUDIT_EVERY", "3")]).await;
+    until_audited(&function).await;
     let mut audits = Vec::new();
     for _ in 0..8 {
         audits.push(table(&sync(&function).await, "public.orders").get("missed").is_some());
     }
-    assert_eq!(audits, [false, false, false, true, false, false, true, false]);
+    assert_eq!(audits, [false, false, true, false, false, true, false, false]);
 }
 
 #[tokio::test]
@@ -546,9 +555,8 @@ async fn a_partitioned_table_without_partitions_is_empty() {
 async fn an_audit_waits_for_the_window_that_is_open_and_then_looks_at_every_row() {
     let case = Case::new("audit_pending").await;
     case.run(ORDERS).await;
-    case.run(&format!("grant pg_read_all_stats to {}", case.database.user)).await;
     let function = case.function(&[]).await;
-    sync(&function).await;
+    until_audited(&function).await;
     case.run("insert into orders select i from generate_series(1, 100) i").await;
     let answer = invoke(&function, &json!({"limits": {"max_rows": 30}})).await.answer();
     assert_eq!(answer["has_more"], true);
