@@ -38,7 +38,7 @@ impl<'a> Filter<'a> {
         let since = cursor.snapshot.filter(|_| !is_fresh).map(|snapshot| (snapshot, &cursor.delivered));
         let frozen = match &window.scope {
             Scope::Whole => None,
-            Scope::Frozen { visible, .. } => Some((window.snapshot, visible)),
+            Scope::Frozen { visible } => Some((window.snapshot, visible)),
         };
         Self { next, since, looks: cursor.looks.as_ref(), frozen }
     }

@@ -231,7 +231,7 @@ impl Ledger {
         let is_due = self.group_began.elapsed() >= GROUP_AGE
             || self.group_bytes >= GROUP_BYTES
             || self.staged.len() >= GROUP_CHANGES;
-        is_due && matches!(self.keeper, Keeper::Checkpoint(_))
+        is_due && self.keeps_cursors()
     }
 
     /// Commits the group: from here on its cursors are the truth, and its objects visible. `fence`: of what was read.
