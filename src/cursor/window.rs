@@ -266,7 +266,7 @@ impl TableCursor {
     }
 
     /// Makes room in a state that has a bound: what is left out of D comes again, and nothing is lost. What is left out of a
-    /// window's own set is left to the next window.
+    /// window's own set is left to the next window, which must then look from where this one did.
     pub(crate) fn thin(&mut self, max_bytes: usize) -> bool {
         if self.set_bytes() <= max_bytes {
             return false;
@@ -275,8 +275,11 @@ impl TableCursor {
         if let Some(looks) = &mut self.looks {
             looks.seen = looks.seen.thinned(max_bytes / 3);
         }
-        if let Some(Window { scope: Scope::Frozen { visible }, .. }) = &mut self.window {
-            *visible = visible.thinned(max_bytes / 3);
+        if let Some(Window { scope: Scope::Frozen { visible }, watermark, .. }) = &mut self.window {
+            let thinned = visible.thinned(max_bytes / 3);
+            if thinned != *visible {
+                (*visible, *watermark) = (thinned, None);
+            }
         }
         true
     }
@@ -360,5 +363,32 @@ impl Window {
             // What is left may have begun long before, and have committed before we looked.
             true => observation.floor_from(snapshot.xmin),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_is_thinned_leaves_the_watermark_where_it_was() {
+        let time = |seconds| DateTime::from_timestamp(seconds, 0).expect("a time");
+        let scattered: XidSet = (0..1000).map(|i| 1_000 + i * 3).collect();
+        let snapshot = Snapshot { xmin: 1_000, xmax: 5_000 };
+        let window = Window {
+            as_of: time(20),
+            watermark: Some(time(20)),
+            snapshot,
+            scope: Scope::Frozen { visible: scattered },
+            leaves: Leaves::default(),
+            lsn: None,
+            position: Position::Range { after: None },
+        };
+        let before = TableCursor { watermark: Some(time(10)), ..TableCursor::at_start(0, 1, String::new()) };
+        let mut cursor = TableCursor { window: Some(window), ..before };
+        assert!(!cursor.thin(1 << 20) && cursor.thin(300));
+        let window = cursor.window.take().expect("it goes on");
+        let Scope::Frozen { visible } = &window.scope else { panic!("it stays frozen") };
+        assert_eq!(cursor.completed(&window, visible, 6_000).watermark, Some(time(10)));
     }
 }
