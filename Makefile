@@ -9,7 +9,7 @@ SECONDS := 60
 ROWS := 10000000
 RUNNER := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo 'nextest run' || echo 'test')
 
-.PHONY: help setup demo test stress cost check fmt lint deny build clean
+.PHONY: help setup demo try test stress cost check fmt lint deny build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,8 +23,16 @@ demo: setup ## Show the whole job on a local PostgreSQL, bastion and S3
 	@cargo build --package harness --bins
 	@$(HARNESS) cargo run --quiet --package harness --bin demo
 
+# The names come by the environment, where make puts what its command line sets: they may hold quotes and spaces.
+try: ## Sync your own tables into ./out: CONFIG=configuration.json TABLES=public.users
+	@[ -n "$${CONFIG:-}" ] || { echo "usage: make try CONFIG=configuration.json [TABLES=public.users,sales.*] [OUT=out]" >&2; exit 2; }
+	@echo "building (some minutes the first time)" >&2
+	@cargo build --release --bin bastion-sync
+	@cargo build --package harness --bin try
+	@FUNCTION=$(CURDIR)/target/release/bastion-sync target/debug/try "$$CONFIG" "$${TABLES:-}" "$${OUT:-out}"
+
 test: setup ## Run every test against the local stack
-	@cargo build --package harness --bin harness
+	@cargo build --package harness --bins
 	@cargo $(RUNNER) --workspace --no-run
 	@$(HARNESS) cargo $(RUNNER) --workspace
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{Config, TableRules, TableSource};
+use crate::config::{Config, S3Uri, TableRules, TableSource};
 use crate::credentials::{self, Secrets};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
-use crate::request::Request;
+use crate::request::{Door, File, Request};
 use crate::sink::storage::{self, S3Client, Storage};
 use crate::source::access::Credentials;
 use crate::source::session::{Bounds, Session};
@@ -50,6 +50,35 @@ impl Call<'_> {
         Ok(Storage::new(self.app.s3.clone(), output))
     }
 
+    /// Where objects go: nowhere, if Fivetran gets the rows and nobody else.
+    ///
+    /// # Errors
+    /// As [`Self::storage`].
+    pub(crate) fn output(&self) -> Result<Option<Storage>, Error> {
+        match self.request.door {
+            Door::Fivetran if !self.config.has_fivetran_ndjson => Ok(None),
+            Door::Fivetran | Door::Direct | Door::EventBridge => self.storage().map(Some),
+        }
+    }
+
+    /// The bucket and key of Fivetran's document, if it wants one.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a bucket that is not Fivetran's, or a key among our own objects.
+    pub(crate) fn document(&self) -> Result<Option<(Storage, String)>, Error> {
+        let Some(File { bucket, key }) = &self.request.file else { return Ok(None) };
+        if self.config.fivetran_bucket.as_ref() != Some(bucket) {
+            return Err(Error::new(Kind::InvalidRequest, "`bucket` is not the one of FIVETRAN_BUCKET")
+                .with_hint("set FIVETRAN_BUCKET to the bucket that the connection syncs through, and let the role write to it"));
+        }
+        let at = S3Uri { bucket: bucket.clone(), prefix: String::new() };
+        if self.config.output.as_ref().is_some_and(|output| output.holds(bucket, key)) {
+            return Err(Error::new(Kind::InvalidRequest, "`file` lies below OUTPUT_URI")
+                .with_hint("give Fivetran a bucket of its own"));
+        }
+        Ok(Some((Storage::new(self.app.s3.clone(), at), key.clone())))
+    }
+
     /// The configured tables, which must include those that the request picks.
     ///
     /// # Errors
@@ -66,7 +95,7 @@ impl Call<'_> {
                 TableRules::from_document(&bytes, uri)?
             }
         };
-        let is_unknown = |table: &&_| rules.options(table).is_none();
+        let is_unknown = |table: &&_| self.request.needs_tables() && rules.options(table).is_none();
         if let Some(table) = self.request.tables.iter().flatten().find(is_unknown) {
             return Err(Error::new(Kind::InvalidRequest, format!("table {table} is not configured"))
                 .with_hint("an event picks among the tables of TABLES or CONFIG_URI; add it there"));

@@ -23,6 +23,7 @@ pub(crate) struct Checked {
 /// # Errors
 /// The kind of the first hop or table that fails.
 pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
+    call.document()?;
     let rules = call.rules().await?;
     let state =
         call.request.state.as_ref().map_or_else(|| Ok(State::default()), |state| State::parse(&state.0))?;
@@ -46,9 +47,8 @@ pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
     .await;
     session.close().await;
     let checked = outcome?;
-    if call.request.door != Door::Fivetran {
-        // An upload that is given up shows that writing is allowed, and leaves nothing behind.
-        let storage = call.storage()?;
+    // An upload that is given up shows that writing is allowed, and leaves nothing behind.
+    if let Some(storage) = call.output()? {
         let upload = storage.create_upload("_state/check", &call.sync_id).await?;
         storage.abort(&upload).await;
     }

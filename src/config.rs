@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind};
-use crate::request::Door;
+use crate::request::{Action, Door, Request};
 use crate::table_name::{TableName, TablePattern};
 use crate::text::hex;
 
@@ -39,6 +39,10 @@ pub(crate) struct Config {
     pub(crate) on_new_database: OnNewDatabase,
     pub(crate) allows_event_secrets: bool,
     pub(crate) doors: Vec<Door>,
+    /// The only bucket that Fivetran may name.
+    pub(crate) fivetran_bucket: Option<String>,
+    /// Whether what Fivetran gets is written to the output besides.
+    pub(crate) has_fivetran_ndjson: bool,
 }
 
 /// Where the tables are named.
@@ -97,6 +101,12 @@ impl S3Uri {
 }
 
 impl S3Uri {
+    /// Whether an object lies below.
+    pub(crate) fn holds(&self, bucket: &str, key: &str) -> bool {
+        let rest = key.strip_prefix(&self.prefix);
+        self.bucket == bucket && rest.is_some_and(|rest| self.prefix.is_empty() || rest.starts_with('/'))
+    }
+
     /// Of a document's address: the place that it is in, and its key there.
     pub(crate) fn split(&self) -> (Self, String) {
         (Self { bucket: self.bucket.clone(), prefix: String::new() }, self.prefix.clone())
@@ -134,12 +144,20 @@ pub(crate) struct TableOptions {
     pub(crate) exclude: Vec<String>,
     /// Rows whose cursor column is older are not read.
     pub(crate) start: Option<DateTime<Utc>>,
+    /// A bool or a time that says which rows the source calls deleted.
+    pub(crate) deleted_column: Option<String>,
 }
 
 impl TableRules {
     fn new(mut rules: Vec<TableRule>) -> Self {
         rules.sort_by_key(|rule| std::cmp::Reverse(rule.pattern.specificity()));
         Self { rules, hash: None }
+    }
+
+    /// Every table.
+    pub(crate) fn everything() -> Self {
+        let pattern = TablePattern::parse("*.*").expect("a pattern");
+        Self::new(vec![TableRule { pattern, options: Some(TableOptions::default()) }])
     }
 
     /// The options of a table, or `None` if it is not configured.
@@ -181,18 +199,21 @@ impl TableRules {
 }
 
 impl Config {
-    /// Reads the environment through `variable`.
+    /// Reads the environment through `variable`, and sees that it has what the request needs.
     ///
     /// # Errors
-    /// `InvalidConfig` with all problems at once.
-    pub(crate) fn from_env(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+    /// `InvalidConfig` with all problems at once; `InvalidRequest` where the request's door is closed.
+    pub(crate) fn from_env(
+        variable: impl Fn(&str) -> Option<String>,
+        request: &Request,
+    ) -> Result<Self, Error> {
         let mut env = Env { variable, problems: Vec::new() };
         let config = Self {
             bastion_secret_id: env.text("BASTION_SECRET_ID"),
             database_secret_id: env.text("DATABASE_SECRET_ID"),
             bastion_host_key: env.text("BASTION_HOST_KEY"),
             output: env.parsed("OUTPUT_URI", S3Uri::parse),
-            tables: env.tables(),
+            tables: env.tables(request.needs_tables()),
             cursor_columns: env
                 .parsed("CURSOR_COLUMN", parse_columns)
                 .unwrap_or_else(|| vec!["modified_at".to_owned(), "updated_at".to_owned()]),
@@ -213,6 +234,8 @@ impl Config {
                 .unwrap_or(OnNewDatabase::Refuse),
             allows_event_secrets: env.switch("ALLOW_EVENT_SECRETS").unwrap_or(false),
             doors: env.parsed("DOORS", parse_doors).unwrap_or_else(|| vec![Door::Direct, Door::EventBridge]),
+            fivetran_bucket: env.text("FIVETRAN_BUCKET"),
+            has_fivetran_ndjson: env.switch("FIVETRAN_NDJSON").unwrap_or(false),
         };
         if config.bastion_secret_id.is_none() && !config.allows_event_secrets {
             env.problems.push(
@@ -220,12 +243,31 @@ impl Config {
                     .to_owned(),
             );
         }
-        let needs_output = config.doors.iter().any(|door| *door != Door::Fivetran);
-        if config.output.is_none() && needs_output && env.text("OUTPUT_URI").is_none() {
+        let needs_output = match request.door {
+            Door::Fivetran => config.has_fivetran_ndjson,
+            Door::Direct | Door::EventBridge => request.action != Action::Discover,
+        };
+        if needs_output && env.text("OUTPUT_URI").is_none() {
             env.problems.push("OUTPUT_URI is not set: where to write, s3://bucket/prefix".to_owned());
         }
         report("the environment", &env.problems)?;
+        let door = request.door;
+        if !config.doors.contains(&door) {
+            let context = format!("the door `{}` is not open", door.name());
+            return Err(Error::new(Kind::InvalidRequest, context)
+                .with_hint(format!("add `{}` to the environment variable DOORS to open it", door.name())));
+        }
         Ok(config)
+    }
+}
+
+impl Config {
+    /// Whether any table is named.
+    pub(crate) fn has_tables(&self) -> bool {
+        match &self.tables {
+            TableSource::Listed(rules) => !rules.rules.is_empty(),
+            TableSource::Document(_) => true,
+        }
     }
 }
 
@@ -272,12 +314,12 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
         })
     }
 
-    fn tables(&mut self) -> TableSource {
+    fn tables(&mut self, is_needed: bool) -> TableSource {
         let listed = self.parsed("TABLES", parse_tables);
         let document = self.parsed("CONFIG_URI", S3Uri::parse);
         match (self.text("TABLES").is_some(), self.text("CONFIG_URI").is_some()) {
             (true, true) => self.problems.push("TABLES and CONFIG_URI are both set: keep one".to_owned()),
-            (false, false) => self.problems.push(
+            (false, false) if is_needed => self.problems.push(
                 "TABLES is not set: the tables to sync, as in public.users,sales.* (or CONFIG_URI)"
                     .to_owned(),
             ),
@@ -384,7 +426,11 @@ fn options(value: &Value, place: &str, defaults: &TableOptions, problems: &mut V
             "cursor_column" => columns(value).map(|columns| options.cursor_columns = Some(columns)),
             "exclude" => columns(value).map(|columns| options.exclude = columns),
             "start" => start(value).map(|start| options.start = Some(start)),
-            _ => Err("is not known; known: cursor_column, exclude, start"),
+            "deleted_column" => {
+                let column = value.as_str().ok_or("is not a column's name");
+                column.map(|column| options.deleted_column = Some(column.to_owned()))
+            }
+            _ => Err("is not known; known: cursor_column, exclude, start, deleted_column"),
         };
         if let Err(problem) = outcome {
             problems.push(format!("{place}: `{key}` {problem}"));
@@ -414,7 +460,8 @@ fn start(value: &Value) -> Result<DateTime<Utc>, &'static str> {
 #[cfg(test)]
 pub(crate) fn config_of(variables: &[(&str, &str)]) -> Result<Config, Error> {
     let variables: std::collections::BTreeMap<&str, &str> = variables.iter().copied().collect();
-    Config::from_env(|name| variables.get(name).map(|value| (*value).to_owned()))
+    let request = Request::new(Door::Direct, Action::Sync);
+    Config::from_env(|name| variables.get(name).map(|value| (*value).to_owned()), &request)
 }
 
 #[cfg(test)]
@@ -465,6 +512,12 @@ mod tests {
             assert!(text.contains(name), "{name} in {text}");
         }
         assert_eq!(error.kind(), Kind::InvalidConfig);
+    }
+
+    #[test]
+    fn a_closed_door_says_how_to_open_it() {
+        let error = with(&[("DOORS", "eventbridge")]).expect_err("closed");
+        assert!(error.kind() == Kind::InvalidRequest && error.to_string().contains("DOORS"), "{error}");
     }
 
     #[test]

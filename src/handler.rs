@@ -13,17 +13,22 @@ use crate::app::{App, Call};
 use crate::check::check;
 use crate::config::Config;
 use crate::deadline::Deadline;
+use crate::discover::discover;
 use crate::entry;
 use crate::error::{Error, Kind};
 use crate::metrics;
 use crate::report::{Outcome, Report};
 use crate::request::{Action, Door};
 use crate::sink::checkpoint::Checkpoint;
-use crate::sink::fivetran::Inserts;
+use crate::sink::fivetran::Answer;
+use crate::status::status;
 use crate::sync::sync;
 
 /// Step Functions takes 256 KiB.
 const MAX_ANSWER_BYTES: usize = 200_000;
+
+/// Fivetran's test may have an answer of 64 KiB, which the schemas of so many tables with long names stay under.
+const MOST_TABLES_OF_A_TEST: usize = 200;
 
 impl From<Error> for Diagnostic {
     /// Step Functions matches the type exactly.
@@ -43,7 +48,7 @@ pub async fn handle(app: Arc<App>, event: LambdaEvent<Box<RawValue>>) -> Result<
     let span = tracing::info_span!("invocation", sync_id, request_id = event.context.request_id);
     let mut task = JoinSet::new();
     task.spawn(
-        async move { invocation(&app, event.payload.get(), deadline, sync_id).await }
+        async move { Box::pin(invocation(&app, event.payload.get(), deadline, sync_id)).await }
             .instrument(span.clone()),
     );
     let outcome = match task.join_next().await {
@@ -66,17 +71,17 @@ async fn invocation(
     deadline: Deadline,
     sync_id: String,
 ) -> Result<Box<RawValue>, Error> {
-    let config = Config::from_env(|name| std::env::var(name).ok())?;
-    let request = entry::read_text(event, &config.doors)?;
+    let request = entry::read_text(event)?;
+    let config = Config::from_env(|name| std::env::var(name).ok(), &request)?;
     let deadline = deadline.tightened(request.limits.max_seconds);
     tracing::info!(door = request.door.name(), action = ?request.action, "invocation begins");
     let call = Call { app, config: &config, request: &request, deadline, sync_id };
     match request.action {
         Action::Sync | Action::Audit => {
-            let outcome = sync(&call).await?;
+            let outcome = Box::pin(sync(&call)).await?;
             metrics::emit(&outcome);
             match request.door {
-                Door::Fivetran => fivetran_answer(outcome),
+                Door::Fivetran => fivetran_answer(outcome).await,
                 Door::Direct | Door::EventBridge => raw(&answer(&call, &outcome)),
             }
         }
@@ -85,12 +90,29 @@ async fn invocation(
             match request.door {
                 Door::Fivetran => {
                     let state = request.state.clone().map_or_else(|| json!({}), |state| state.0);
-                    Inserts::default().into_answer(&state, &checked.tables, false)
+                    let answer = match call.document()? {
+                        Some((storage, key)) => Answer::document(storage, key),
+                        None => Answer::inline(0, &[])?,
+                    };
+                    // The answer to a test may have 64 KiB.
+                    let is_long = checked.tables.len() > MOST_TABLES_OF_A_TEST;
+                    let tables = if is_long { &[][..] } else { &checked.tables };
+                    answer.finish(&state, tables, false).await
                 }
                 Door::Direct | Door::EventBridge => raw(&checked.to_value()),
             }
         }
         Action::Resync => resync(&call).await,
+        Action::Status => {
+            let mut status = status(&call).await?;
+            shorten(&mut status, |table| !table["error"].is_null());
+            raw(&status)
+        }
+        Action::Discover => {
+            let mut discovered = discover(&call).await?;
+            shorten(&mut discovered, |table| table["problem"].is_null());
+            raw(&discovered)
+        }
     }
 }
 
@@ -111,16 +133,28 @@ fn answer(call: &Call<'_>, outcome: &Outcome) -> Value {
         return answer;
     }
     answer["state"] = Value::Null;
+    shorten(&mut answer, |table| table["rows"] != 0);
+    answer
+}
+
+/// Leaves tables out of an answer that is too long, first those that say little.
+fn shorten(answer: &mut Value, says_much: impl Fn(&Value) -> bool) {
+    if answer.to_string().len() <= MAX_ANSWER_BYTES {
+        return;
+    }
     let tables = answer["tables"].as_array_mut().map(std::mem::take).unwrap_or_default();
     let all = tables.len();
-    let mut kept: Vec<Value> = tables.into_iter().filter(|table| table["rows"] != 0).collect();
-    let mut byte_count: usize = kept.iter().map(|table| table.to_string().len() + 1).sum();
-    while byte_count + 1_000 > MAX_ANSWER_BYTES {
-        byte_count -= kept.pop().map_or(byte_count, |table| table.to_string().len() + 1);
-    }
+    let (mut kept, others): (Vec<Value>, Vec<Value>) = tables.into_iter().partition(says_much);
+    kept.extend(others);
+    let mut room = MAX_ANSWER_BYTES.saturating_sub(answer.to_string().len() + 100);
+    kept.retain(|table| {
+        let bytes = table.to_string().len() + 1;
+        let fits = bytes <= room;
+        room = if fits { room - bytes } else { 0 };
+        fits
+    });
     answer["tables_left_out"] = json!(all - kept.len());
     answer["tables"] = Value::Array(kept);
-    answer
 }
 
 fn whole_answer(call: &Call<'_>, outcome: &Outcome) -> Value {
@@ -137,12 +171,10 @@ fn whole_answer(call: &Call<'_>, outcome: &Outcome) -> Value {
     answer
 }
 
-fn fivetran_answer(outcome: Outcome) -> Result<Box<RawValue>, Error> {
-    // Fivetran has no place for a table's error: it is an error of the sync, or the table would stand still unseen.
-    if let Some(error) = outcome.reports.into_iter().find_map(|report| report.outcome.err()) {
-        return Err(error);
-    }
-    outcome.inserts.into_answer(&outcome.state.to_value(), &outcome.tables, outcome.has_more)
+async fn fivetran_answer(outcome: Outcome) -> Result<Box<RawValue>, Error> {
+    let Outcome { answer, state, tables, has_more, .. } = outcome;
+    let answer = answer.ok_or_else(|| Error::new(Kind::Internal, "fivetran answer"))?;
+    answer.finish(&state.to_value(), &tables, has_more).await
 }
 
 fn raw(value: &Value) -> Result<Box<RawValue>, Error> {

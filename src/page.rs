@@ -154,6 +154,8 @@ struct Buffer {
     received: u64,
     rows: u64,
     missed: u64,
+    /// Which of the rows the source calls deleted.
+    deleted: Vec<usize>,
     last_start: usize,
     last_place: Place,
     /// The last row, if the filter held it back: the position is after it all the same.
@@ -232,6 +234,8 @@ impl Reader<'_> {
             return Ok(());
         } else {
             (buffer.last_start, buffer.held_back) = (start, None);
+            let row = usize::try_from(buffer.rows).unwrap_or(usize::MAX);
+            buffer.deleted.extend(system.is_deleted.then_some(row));
             buffer.rows += 1;
             buffer.missed += u64::from(system.is_missed);
             self.read.xids.extend((xid >= self.bounds.xmin).then_some(xid));
@@ -269,7 +273,7 @@ impl Reader<'_> {
             return Ok(());
         }
         if buffer.rows > 0 {
-            self.output.write(&self.page.table.name, &buffer.json, buffer.rows).await?;
+            self.output.write(self.page.table, &buffer.json, buffer.rows, &buffer.deleted).await?;
         }
         self.read.last_row.clear();
         let last_row = buffer.held_back.as_deref().unwrap_or(&buffer.json[buffer.last_start..]);

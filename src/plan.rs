@@ -5,10 +5,12 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 
-use crate::cursor::{Condition, Doubt, Leaves, Lsn, Place, Position, Snapshot, TableCursor, low, next};
+use crate::cursor::{
+    Condition, Doubt, Leaves, Lsn, Place, Position, Snapshot, TableCursor, ZONES, low, next,
+};
 use crate::encode::{Cast, SystemColumns};
 use crate::error::{Error, Kind};
-use crate::table::{Column, CursorKind, Table};
+use crate::table::{Column, CursorKind, DeletedColumn, Table};
 use crate::table_name::quoted;
 use crate::text::timestamp;
 
@@ -17,9 +19,6 @@ const BLOCK_BYTES: u64 = 8192;
 
 /// So many ids at most are listed for a window, in one message.
 pub(crate) const MOST_VISIBLE: usize = 80_000;
-
-/// A column without a time zone may have been written in any.
-const ZONES: TimeDelta = TimeDelta::hours(26);
 
 /// Begins a page's transaction: read-only, one snapshot, the table locked against a rewrite before the snapshot is taken;
 /// and says what [`Transaction`] reads.
@@ -85,6 +84,11 @@ fn unset_probe(table: &Table, cursor: &TableCursor) -> String {
         format!(" and age(t.xmin) between 1 and age('{}'::xid)", low(snapshot.xmin))
     });
     format!("exists (select from {} as t where {}{newer})", table.name.to_sql(), is_unset(column))
+}
+
+fn deleted(deleted: &DeletedColumn) -> String {
+    let name = column(&deleted.name);
+    if deleted.is_bool { format!("coalesce({name}, false)") } else { format!("{name} is not null") }
 }
 
 fn is_unset(cursor: &Column) -> String {
@@ -221,7 +225,11 @@ pub(crate) struct Page<'a> {
 impl Page<'_> {
     /// What stands before the table's columns.
     pub(crate) fn system_columns(&self) -> SystemColumns {
-        SystemColumns { has_place: self.leaf.is_some(), has_missed: self.missed().is_some() }
+        SystemColumns {
+            has_place: self.leaf.is_some(),
+            has_missed: self.missed().is_some(),
+            has_deleted: self.table.deleted.is_some(),
+        }
     }
 
     /// The page's rows: system columns, then the table's.
@@ -232,6 +240,7 @@ impl Page<'_> {
         let mut columns = vec!["t.xmin".to_owned()];
         columns.extend(self.leaf.map(|_| "t.ctid".to_owned()));
         columns.extend(self.missed());
+        columns.extend(self.table.deleted.as_ref().map(deleted));
         columns.extend(self.table.columns.iter().map(selected));
         Ok(format!("select {} {}", columns.join(", "), self.body()?))
     }
@@ -378,6 +387,7 @@ impl Table {
     /// Where a range begins. A column without a time zone is looked at from more than a day before: what was delivered is not
     /// delivered again.
     fn bound(&self, bound: DateTime<Utc>) -> String {
+        // It may have been written in any zone.
         self.time(bound, ZONES)
     }
 
@@ -454,6 +464,7 @@ mod tests {
             key: vec![0],
             cursor: Some(2),
             cursor_kind,
+            deleted: None,
             is_indexed: true,
             is_subscribed: false,
             operator_schemas: Vec::new(),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cursor::{State, TableCursor};
 use crate::error::Error;
-use crate::sink::fivetran::Inserts;
+use crate::sink::fivetran::Answer;
 use crate::table::Table;
 use crate::table_name::TableName;
 use crate::text::timestamp;
@@ -21,8 +21,8 @@ pub(crate) struct Outcome {
     pub(crate) notes: Vec<String>,
     /// The tables of this run, for Fivetran's schema.
     pub(crate) tables: Vec<Arc<Table>>,
-    /// The rows, where they travel in the answer.
-    pub(crate) inserts: Inserts,
+    /// Fivetran's.
+    pub(crate) answer: Option<Answer>,
 }
 
 /// What a run did with one table.

@@ -16,6 +16,27 @@ pub(crate) struct Request {
     pub(crate) state: Option<Hidden>,
     /// Fivetran's `secrets`, which count only with `ALLOW_EVENT_SECRETS`.
     pub(crate) secrets: Option<Hidden>,
+    /// Where Fivetran wants the rows; `None`: in the answer.
+    pub(crate) file: Option<File>,
+}
+
+impl Request {
+    /// With nothing picked and nothing limited.
+    pub(crate) fn new(door: Door, action: Action) -> Self {
+        Self { door, action, tables: None, limits: Limits::default(), state: None, secrets: None, file: None }
+    }
+
+    /// Whether it works on the tables that are configured.
+    pub(crate) fn needs_tables(&self) -> bool {
+        !matches!(self.action, Action::Status | Action::Discover)
+    }
+}
+
+/// An object that Fivetran names: `bucket` and `file`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct File {
+    pub(crate) bucket: String,
+    pub(crate) key: String,
 }
 
 /// Who called, and therefore which shape the answer has.
@@ -50,6 +71,10 @@ pub(crate) enum Action {
     Check,
     /// Forget the cursors of the named tables, so that the next sync reads them whole.
     Resync,
+    /// Say where each table stands, from S3 alone.
+    Status,
+    /// Say which tables the database has, and how to configure them.
+    Discover,
 }
 
 /// Bounds on one run; `None`: as configured.

@@ -21,6 +21,8 @@ pub(crate) struct Table {
     /// The cursor column: an index into `columns`. Without one every run looks at each row.
     pub(crate) cursor: Option<usize>,
     pub(crate) cursor_kind: CursorKind,
+    /// What says that the source calls a row deleted.
+    pub(crate) deleted: Option<DeletedColumn>,
     /// Whether an index begins with the cursor column.
     pub(crate) is_indexed: bool,
     /// Whether a logical subscription writes it, whose rows are older than their arrival.
@@ -49,6 +51,14 @@ pub(crate) struct Column {
     pub(crate) cast: Cast,
     #[serde(skip)]
     pub(crate) encoding: Encoding,
+}
+
+/// A column that is true, or set, in deleted rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeletedColumn {
+    pub(crate) name: String,
+    /// Else a time.
+    pub(crate) is_bool: bool,
 }
 
 /// What a cursor column may be.

@@ -28,3 +28,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+/// Of a duration, with one digit; not below 0.
+pub(crate) fn seconds(duration: chrono::TimeDelta) -> f64 {
+    let tenths = duration.num_milliseconds().max(0) / 100;
+    f64::from(i32::try_from(tenths).unwrap_or(i32::MAX)) / 10.0
+}

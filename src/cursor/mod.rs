@@ -50,7 +50,7 @@ mod xid_set;
 
 use std::collections::BTreeMap;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -70,6 +70,9 @@ const VERSION: u32 = 2;
 /// One commit a second makes this in 300 years; beyond it object keys would no longer sort.
 const MAX_SEQ: u64 = 9_999_999_999;
 
+/// So far apart are the clocks of all time zones.
+pub(crate) const ZONES: TimeDelta = TimeDelta::hours(26);
+
 /// What the next run needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,16 +85,34 @@ pub(crate) struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) observed: Option<Observation>,
     pub(crate) tables: BTreeMap<String, TableCursor>,
+    /// Answers in a row that had no rows and promised more, where Fivetran holds the state.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) empty_answers: u32,
+    /// From where the Python connector, whose state this was, would have gone on.
+    #[serde(skip)]
+    pub(crate) last_modified: Option<DateTime<Utc>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { version: VERSION, database: None, observed: None, tables: BTreeMap::new() }
+        Self {
+            version: VERSION,
+            database: None,
+            observed: None,
+            tables: BTreeMap::new(),
+            empty_answers: 0,
+            last_modified: None,
+        }
     }
 }
 
 impl State {
-    /// Reads a state; `{}` is the empty one.
+    /// Reads a state; `{}` is the empty one. That of the Python connector, `{"last_modified":"…"}`, says from where on to read.
     ///
     /// # Errors
     /// `CursorInvalid`, naming what is wrong and never a value.
@@ -99,6 +120,12 @@ impl State {
         let object = value.as_object().ok_or_else(|| invalid("the state is not an object"))?;
         if object.is_empty() {
             return Ok(Self::default());
+        }
+        if let (1, Some(last_modified)) = (object.len(), object.get("last_modified")) {
+            let time = last_modified.as_str().and_then(python_time).ok_or_else(|| {
+                invalid("`last_modified` of the Python connector's state is not a time like 2026-01-31T12:00:00+00:00")
+            })?;
+            return Ok(Self { last_modified: Some(time), ..Self::default() });
         }
         match object.get("version").and_then(Value::as_u64) {
             Some(version) if version == u64::from(VERSION) => {}
@@ -156,6 +183,18 @@ impl State {
     }
 }
 
+/// What `datetime.isoformat()` writes. Without a zone it was the session's, which may be any.
+fn python_time(text: &str) -> Option<DateTime<Utc>> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Some(time.to_utc());
+    }
+    let naive = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
+        .iter()
+        .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+        .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().map(Into::into))?;
+    naive.and_utc().checked_sub_signed(ZONES)
+}
+
 fn is_canonical(name: &str) -> bool {
     TableName::parse(name).is_ok_and(|table| table.to_string() == name)
 }
@@ -208,6 +247,21 @@ mod tests {
     }
 
     #[test]
+    fn the_python_connectors_state_is_a_time() {
+        for (text, expected) in [
+            ("2026-01-31T12:00:00.123456+02:00", "2026-01-31T10:00:00.123456Z"),
+            ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z"),
+            // Of no zone: of any.
+            ("2026-01-31T12:00:00", "2026-01-30T10:00:00Z"),
+            ("2026-01-31", "2026-01-29T22:00:00Z"),
+        ] {
+            let state = State::parse(&json!({"last_modified": text})).expect("a state");
+            let expected: DateTime<Utc> = expected.parse().expect("a time");
+            assert_eq!(state.last_modified, Some(expected), "{text}");
+        }
+    }
+
+    #[test]
     fn an_empty_object_is_the_empty_state() {
         assert_eq!(State::parse(&json!({})).expect("valid"), State::default());
     }
@@ -225,7 +279,9 @@ mod tests {
         };
         for (state, named) in [
             (json!([]), "not an object"),
-            (json!({"last_modified": "hunter2"}), "no `version`"),
+            (json!({"last_modified": "hunter2"}), "not a time"),
+            (json!({"last_modified": 7}), "not a time"),
+            (json!({"last_modified": "2026-01-31T12:00:00Z", "x": 1}), "no `version`"),
             (broken(&["version"], json!(3)), "version 3"),
             (broken(&["version"], json!(1)), "older than"),
             (broken(&["tables", "public.users", "seq"], json!("hunter2")), "expected u64"),

@@ -30,6 +30,8 @@ pub(crate) struct SystemColumns {
     pub(crate) has_place: bool,
     /// A bool: whether the cursor column would have missed the row.
     pub(crate) has_missed: bool,
+    /// A bool: whether the source calls the row deleted.
+    pub(crate) has_deleted: bool,
 }
 
 /// Their values.
@@ -39,11 +41,12 @@ pub(crate) struct SystemValues {
     /// Block, and number in the block.
     pub(crate) place: (u32, u16),
     pub(crate) is_missed: bool,
+    pub(crate) is_deleted: bool,
 }
 
 impl SystemColumns {
     fn count(self) -> usize {
-        1 + usize::from(self.has_place) + usize::from(self.has_missed)
+        1 + usize::from(self.has_place) + usize::from(self.has_missed) + usize::from(self.has_deleted)
     }
 
     fn read(self, input: &mut Reader<'_>) -> Result<SystemValues, Unencodable> {
@@ -57,7 +60,8 @@ impl SystemColumns {
             }
         };
         let is_missed = self.has_missed && field()? == [1];
-        Ok(SystemValues { xmin, place, is_missed })
+        let is_deleted = self.has_deleted && field()? == [1];
+        Ok(SystemValues { xmin, place, is_missed, is_deleted })
     }
 }
 
@@ -242,10 +246,10 @@ mod tests {
     #[test]
     fn system_columns_are_read_and_not_written() {
         let mut encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
-        encoder.set_system_columns(SystemColumns { has_place: true, has_missed: true });
-        let hex = "0004 00000004 00000007 00000006 000000050002 00000001 01 00000001 01";
+        encoder.set_system_columns(SystemColumns { has_place: true, has_missed: true, has_deleted: true });
+        let hex = "0005 00000004 00000007 00000006 000000050002 00000001 01 00000001 01 00000001 01";
         assert_eq!(line(&encoder, hex), Ok("{\"id\":true}\n".to_owned()));
-        let values = SystemValues { xmin: 7, place: (5, 2), is_missed: true };
+        let values = SystemValues { xmin: 7, place: (5, 2), is_missed: true, is_deleted: true };
         assert_eq!(encoder.system_values(&bytes(hex)), Ok(values));
     }
 

@@ -12,12 +12,10 @@ pub(super) const EXAMPLE: &str =
 pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
     refuse_unknown(event, &["action", "tables", "limits", "state"], "the event")?;
     let request = Request {
-        door: Door::Direct,
-        action: action(event)?,
         tables: tables(event)?,
         limits: limits(event)?,
         state: state(event)?,
-        secrets: None,
+        ..Request::new(Door::Direct, action(event)?)
     };
     if request.action == Action::Resync && request.tables.is_none() {
         return Err(invalid("`resync` names no `tables`").with_hint("name the tables to be read again"));
@@ -37,11 +35,13 @@ fn action(event: &Map<String, Value>) -> Result<Action, Error> {
             "check" => Ok(Action::Check),
             "resync" => Ok(Action::Resync),
             "audit" => Ok(Action::Audit),
-            "status" | "discover" | "plan" | "export" | "commit" => {
+            "status" => Ok(Action::Status),
+            "discover" => Ok(Action::Discover),
+            "plan" | "export" | "commit" => {
                 Err(invalid(format!("the action `{action}` is not in this version")))
             }
             other => Err(invalid(format!("unknown `action` `{}`", clipped(other)))
-                .with_hint("known actions: sync, audit, check, resync")),
+                .with_hint("known actions: sync, audit, check, status, resync, discover")),
         },
         Some(_) => Err(invalid("`action` is not a string")),
     }

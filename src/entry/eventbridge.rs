@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{invalid, limits, refuse_unknown, tables};
 use crate::error::Error;
-use crate::request::{Action, Door, Limits, Request};
+use crate::request::{Action, Door, Request};
 
 pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
     let is_scheduler_input = event.contains_key("trigger");
@@ -14,12 +14,9 @@ pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
         }
         refuse_unknown(event, &["trigger", "tables", "limits"], "the schedule's input")?;
     }
-    Ok(Request {
-        door: Door::EventBridge,
-        action: Action::Sync,
-        tables: if is_scheduler_input { tables(event)? } else { None },
-        limits: if is_scheduler_input { limits(event)? } else { Limits::default() },
-        state: None,
-        secrets: None,
-    })
+    let request = Request::new(Door::EventBridge, Action::Sync);
+    match is_scheduler_input {
+        true => Ok(Request { tables: tables(event)?, limits: limits(event)?, ..request }),
+        false => Ok(request),
+    }
 }

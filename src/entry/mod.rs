@@ -21,7 +21,7 @@ const MAX_TABLES: usize = 1000;
 ///
 /// # Errors
 /// `InvalidRequest`, naming the field.
-pub(crate) fn read_text(event: &str, open: &[Door]) -> Result<Request, Error> {
+pub(crate) fn read_text(event: &str) -> Result<Request, Error> {
     if event.len() > MAX_EVENT_BYTES {
         return Err(invalid(format!("the event has {} bytes, more than {MAX_EVENT_BYTES}", event.len())));
     }
@@ -29,23 +29,18 @@ pub(crate) fn read_text(event: &str, open: &[Door]) -> Result<Request, Error> {
         let place = format!("line {} column {}", error.line(), error.column());
         invalid(format!("the event cannot be read at {place}: it is nested too deep, or holds a number or a text that is none"))
     })?;
-    read(&event, open)
+    read(&event)
 }
 
 /// Tells whose event it is and reads it. Does no I/O.
 ///
 /// # Errors
 /// `InvalidRequest`, naming the field.
-fn read(event: &Value, open: &[Door]) -> Result<Request, Error> {
+fn read(event: &Value) -> Result<Request, Error> {
     let Some(object) = event.as_object() else {
         return Err(invalid("the event is not a JSON object").with_hint(direct::EXAMPLE));
     };
-    let door = door_of(object);
-    if !open.contains(&door) {
-        return Err(invalid(format!("the door `{}` is not open", door.name()))
-            .with_hint(format!("add `{}` to the environment variable DOORS to open it", door.name())));
-    }
-    match door {
+    match door_of(object) {
         Door::Direct => direct::read(object),
         Door::EventBridge => eventbridge::read(object),
         Door::Fivetran => fivetran::read(object),
@@ -131,13 +126,9 @@ mod tests {
     use crate::request::Action;
     use serde_json::json;
 
-    fn read_all(event: &Value) -> Result<Request, Error> {
-        read(event, &Door::ALL)
-    }
-
     #[test]
     fn an_empty_event_syncs_all_tables() {
-        let request = read_all(&json!({})).expect("a request");
+        let request = read(&json!({})).expect("a request");
         assert_eq!((request.door, request.action), (Door::Direct, Action::Sync));
         assert!(request.tables.is_none() && request.state.is_none());
     }
@@ -159,14 +150,8 @@ mod tests {
             (json!({"setup_test": true}), Door::Fivetran),
             (json!({"state": {}, "secrets": {}}), Door::Fivetran),
         ] {
-            assert_eq!(read_all(&event).expect("a request").door, door, "{event}");
+            assert_eq!(read(&event).expect("a request").door, door, "{event}");
         }
-    }
-
-    #[test]
-    fn a_closed_door_says_how_to_open_it() {
-        let error = read(&json!({"agent": "x"}), &[Door::Direct]).expect_err("closed");
-        assert!(error.to_string().contains("DOORS"), "{error}");
     }
 
     #[test]
@@ -188,8 +173,11 @@ mod tests {
             (json!({"trigger": "schedule", "host": "evil"}), "`host`"),
             (json!({"trigger": "other"}), "`trigger`"),
             (json!({"state": []}), "`state`"),
+            (json!({"agent": "x", "bucket": "b"}), "`file`"),
+            (json!({"agent": "x", "bucket": 1, "file": "f"}), "`bucket`"),
+            (json!({"agent": "x", "bucket": "b", "file": "../f"}), "`file`"),
         ] {
-            let error = read_all(&event).expect_err("invalid");
+            let error = read(&event).expect_err("invalid");
             assert_eq!(error.kind(), Kind::InvalidRequest);
             assert!(error.to_string().contains(named), "{event}: {error}");
         }

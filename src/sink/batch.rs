@@ -32,6 +32,18 @@ pub(crate) struct Batch {
     object_byte_count: u64,
 }
 
+/// Where a batch stood.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    part_count: usize,
+    /// The part that was filling.
+    open: Vec<u8>,
+    hash: Sha256,
+    row_count: u64,
+    byte_count: u64,
+    object_byte_count: u64,
+}
+
 /// A batch whose parts are all uploaded: durable, and invisible until the commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sealed {
@@ -111,6 +123,39 @@ impl Batch {
             self.one_uploaded().await?;
         }
         Ok(())
+    }
+
+    /// Where a batch without compression stands, to go back to.
+    pub(crate) fn mark(&self) -> Mark {
+        let open = match &self.encoder {
+            Encoder::None(open) => open.clone(),
+            Encoder::Gzip(_) | Encoder::Zstd(_) => unreachable!("a compressor cannot go back"),
+        };
+        Mark {
+            part_count: self.parts.len(),
+            open,
+            hash: self.hash.clone(),
+            row_count: self.row_count,
+            byte_count: self.byte_count,
+            object_byte_count: self.object_byte_count,
+        }
+    }
+
+    /// The batch as it was at the mark: the parts since then are uploaded anew.
+    pub(crate) async fn rewound(mut self, mark: Mark) -> Result<Self, Error> {
+        // One that is still under way must not take the place of its successor.
+        while !self.uploading.is_empty() {
+            if let Err(error) = self.one_uploaded().await {
+                self.abort().await;
+                return Err(error);
+            }
+        }
+        self.parts.truncate(mark.part_count);
+        self.encoder = Encoder::None(mark.open);
+        self.hash = mark.hash;
+        (self.row_count, self.byte_count) = (mark.row_count, mark.byte_count);
+        self.object_byte_count = mark.object_byte_count;
+        Ok(self)
     }
 
     /// Gives the batch up.

@@ -1,16 +1,21 @@
 //! The checkpoint: the state in S3, moved by compare-and-swap. The swap is the commit; completing the uploads that it
 //! names is its redo, which the next run finishes if this one dies.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::Utc;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ulid::Ulid;
 
 use super::batch::Sealed;
+use super::ledger::Fared;
 use super::manifest::Manifest;
 use super::storage::{Completion, Condition, Put, Storage};
 use crate::cursor::{DatabaseId, Lsn, Observation, State, TableCursor};
 use crate::error::{Error, Kind};
+use crate::text::timestamp;
 
 pub(super) const KEY: &str = "_state/checkpoint.json";
 
@@ -18,6 +23,8 @@ pub(super) const KEY: &str = "_state/checkpoint.json";
 const SWAP_ATTEMPTS: usize = 8;
 
 const PUBLISHED_AT_ONCE: usize = 8;
+
+const MOST_MESSAGE_CHARS: usize = 1000;
 
 /// What one group of tables changes.
 #[derive(Debug, Clone)]
@@ -50,6 +57,60 @@ struct Document {
     state: Value,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pending: Vec<Pending>,
+    #[serde(default, skip_serializing_if = "Failures::is_empty")]
+    failures: Failures,
+}
+
+/// What failed last and has not succeeded since. For people: nothing is decided by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failures {
+    /// Of the whole run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<Failure>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) tables: BTreeMap<String, Failure>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    #[serde(rename = "type")]
+    error_type: String,
+    message: String,
+    /// When it was met first.
+    since: String,
+}
+
+impl Failures {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn after(&self, fared: &Fared<'_>) -> Self {
+        let mut after =
+            Self { run: fared.run.map(|error| Failure::new(error, self.run.as_ref())), ..self.clone() };
+        for (table, error) in &fared.tables {
+            match error {
+                Some(error) => {
+                    let failure = Failure::new(error, self.tables.get(table));
+                    after.tables.insert(table.clone(), failure);
+                }
+                None => {
+                    after.tables.remove(table);
+                }
+            }
+        }
+        after
+    }
+}
+
+impl Failure {
+    fn new(error: &Error, before: Option<&Self>) -> Self {
+        let error_type = error.kind().name();
+        let before = before.filter(|before| before.error_type == error_type);
+        let since = before.map_or_else(|| timestamp(Utc::now()), |before| before.since.clone());
+        let message = error.to_string().chars().take(MOST_MESSAGE_CHARS).collect();
+        Self { error_type, message, since }
+    }
 }
 
 /// A committed change whose objects may not be visible yet.
@@ -70,6 +131,7 @@ pub(crate) struct Checkpoint {
     /// As stored, apart from what a redo took back: what a swap is compared with.
     state: State,
     pending: Vec<Pending>,
+    failures: Failures,
 }
 
 impl Checkpoint {
@@ -104,6 +166,7 @@ impl Checkpoint {
                 etag: None,
                 state: State::default(),
                 pending: Vec::new(),
+                failures: Failures::default(),
             });
         };
         let malformed = || {
@@ -115,7 +178,20 @@ impl Checkpoint {
         };
         let document: Document = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
         let state = State::parse(&document.state)?;
-        Ok(Self { storage: storage.clone(), etag: Some(etag), state, pending: document.pending })
+        let Document { pending, failures, .. } = document;
+        Ok(Self { storage: storage.clone(), etag: Some(etag), state, pending, failures })
+    }
+
+    /// State, failures, and the tables whose commit is to be finished, as they stand; `None` before the first commit.
+    ///
+    /// # Errors
+    /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`.
+    pub(crate) async fn view(
+        storage: &Storage,
+    ) -> Result<Option<(State, Failures, BTreeSet<String>)>, Error> {
+        let checkpoint = Self::read(storage).await?;
+        let pending = checkpoint.pending.into_iter().map(|pending| pending.table).collect();
+        Ok(checkpoint.etag.map(|_| (checkpoint.state, checkpoint.failures, pending)))
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -222,7 +298,9 @@ impl Checkpoint {
     /// One compare-and-swap; true if it is ours.
     async fn put(&mut self, state: State, pending: Vec<Pending>) -> Result<bool, Error> {
         let token = Ulid::generate().to_string();
-        let document = Document { version: 1, token: token.clone(), state: state.to_value(), pending };
+        let failures = self.failures.clone();
+        let document =
+            Document { version: 1, token: token.clone(), state: state.to_value(), pending, failures };
         let body = serde_json::to_vec(&document).expect("a checkpoint has string keys only");
         let condition = self.etag.as_deref().map_or(Condition::Absent, Condition::Unchanged);
         let etag = match self.storage.put(KEY, body, condition).await {
@@ -236,8 +314,8 @@ impl Checkpoint {
         };
         let is_ours = etag.is_some();
         if let Some(etag) = etag {
-            *self =
-                Self { storage: self.storage.clone(), etag: Some(etag), state, pending: document.pending };
+            let Document { pending, failures, .. } = document;
+            *self = Self { storage: self.storage.clone(), etag: Some(etag), state, pending, failures };
         }
         Ok(is_ours)
     }
@@ -247,6 +325,26 @@ impl Checkpoint {
         let Some((bytes, etag)) = self.storage.get(KEY).await? else { return Ok(None) };
         let document: Option<Document> = serde_json::from_slice(&bytes).ok();
         Ok(document.filter(|document| document.token == token).map(|_| etag))
+    }
+
+    /// Puts down what failed and takes out what did not, if that is news. A failure before the first commit is not kept: nothing
+    /// is there yet.
+    ///
+    /// # Errors
+    /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`.
+    pub(super) async fn remember(&mut self, fared: &Fared<'_>) -> Result<(), Error> {
+        for _ in 0..SWAP_ATTEMPTS {
+            let failures = self.failures.after(fared);
+            if failures == self.failures || self.etag.is_none() {
+                break;
+            }
+            self.failures = failures;
+            if self.put(self.state.clone(), self.pending.clone()).await? {
+                break;
+            }
+            *self = Self::load(&self.storage).await?;
+        }
+        Ok(())
     }
 
     /// Forgets the positions of tables, so that the next sync reads them whole; their numbers go on.

@@ -32,6 +32,13 @@ pub(crate) struct Ledger {
     notes: Vec<String>,
 }
 
+/// How a run and its tables fared: the error, if any.
+#[derive(Debug)]
+pub(crate) struct Fared<'a> {
+    pub(crate) run: Option<&'a Error>,
+    pub(crate) tables: Vec<(String, Option<&'a Error>)>,
+}
+
 /// The truth about the cursors.
 #[derive(Debug)]
 enum Keeper {
@@ -187,7 +194,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn note(&mut self, note: &str) {
+    pub(crate) fn note(&mut self, note: &str) {
         if !self.notes.iter().any(|known| known == note) {
             tracing::warn!("{note}");
             self.notes.push(note.to_owned());
@@ -294,6 +301,15 @@ impl Ledger {
     /// Whether a run that fails can keep what it has staged: a caller would not learn of it.
     pub(crate) fn keeps_cursors(&self) -> bool {
         matches!(self.keeper, Keeper::Checkpoint(_))
+    }
+
+    /// Keeps what failed for `status`, where there is a checkpoint.
+    pub(crate) async fn remember(&mut self, fared: Fared<'_>) {
+        if let Keeper::Checkpoint(checkpoint) = &mut self.keeper
+            && let Err(error) = checkpoint.remember(&fared).await
+        {
+            tracing::warn!(error = %error, "the failure is not in the checkpoint");
+        }
     }
 
     /// Gives up what is staged and not committed.

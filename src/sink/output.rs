@@ -1,71 +1,88 @@
-//! Where the rows of one share go: objects in S3, or the answer.
+//! Where the rows of one share go: objects in S3, or Fivetran's answer, or both.
 
 use super::batch::Sealed;
-use super::fivetran::{Inserts, Mark};
+use super::fivetran::{Answer, Mark};
 use super::table_writer::TableWriter;
 use crate::error::Error;
-use crate::table_name::TableName;
+use crate::table::Table;
 
-/// An open output. It is sealed or aborted, never just dropped.
+/// An open output. It is sealed, rewound or aborted, never just dropped.
 #[derive(Debug)]
-pub(crate) enum Output {
-    Objects(Box<TableWriter>),
-    /// The answer's rows so far, held for as long as the share is read, and where they stood before.
-    Answer(Inserts, Mark),
+pub(crate) struct Output {
+    objects: Option<Box<TableWriter>>,
+    /// Held for as long as the share is read, and where it stood before.
+    answer: Option<(Answer, Mark)>,
+    /// Ends each row of the objects where the answer gets it without: `,"_seq":42}`.
+    end: Option<String>,
 }
 
 impl Output {
-    pub(crate) fn answer(inserts: Inserts, table: &TableName) -> Self {
-        let mark = inserts.mark(table);
-        Self::Answer(inserts, mark)
+    /// At least one of them is given. `seq`: to be added to the rows of the objects.
+    pub(crate) fn new(
+        objects: Option<TableWriter>,
+        answer: Option<(Answer, Mark)>,
+        seq: Option<u64>,
+    ) -> Self {
+        let end = seq.map(|seq| format!(r#","_seq":{seq}}}"#));
+        Self { objects: objects.map(Box::new), answer, end }
     }
 
-    /// Appends whole rows.
+    /// Appends whole rows, as NDJSON; `deleted` are the indices of those that the source calls deleted.
     ///
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
     pub(crate) async fn write(
         &mut self,
-        table: &TableName,
+        table: &Table,
         rows: &[u8],
         row_count: u64,
+        deleted: &[usize],
     ) -> Result<(), Error> {
-        match self {
-            Self::Objects(writer) => writer.write(rows, row_count).await,
-            Self::Answer(inserts, _) => {
-                inserts.write(table, rows);
-                Ok(())
+        if let Some(writer) = &mut self.objects {
+            match &self.end {
+                None => writer.write(rows, row_count).await?,
+                Some(end) => writer.write(&with_end(rows, end), row_count).await?,
             }
+        }
+        match &mut self.answer {
+            Some((answer, _)) => answer.write(table, rows, deleted).await,
+            None => Ok(()),
         }
     }
 
     /// How many more bytes of rows can be taken.
     pub(crate) fn room(&self) -> usize {
-        match self {
-            Self::Objects(_) => usize::MAX,
-            Self::Answer(inserts, _) => inserts.room(),
-        }
+        self.answer.as_ref().map_or(usize::MAX, |(answer, _)| answer.room())
     }
 
-    /// The objects, durable and invisible, or the answer's rows.
-    pub(crate) async fn seal(self) -> Result<(Vec<Sealed>, Inserts), Error> {
-        match self {
-            Self::Objects(writer) => Ok((writer.seal().await?, Inserts::default())),
-            Self::Answer(inserts, _) => Ok((Vec::new(), inserts)),
-        }
+    /// The objects, durable and invisible, and the answer.
+    pub(crate) async fn seal(self) -> (Result<Vec<Sealed>, Error>, Option<Answer>) {
+        let sealed = match self.objects {
+            Some(writer) => writer.seal().await,
+            None => Ok(Vec::new()),
+        };
+        (sealed, self.answer.map(|(answer, _)| answer))
     }
 
-    /// Gives up what was written; the answer's rows as they were before.
-    pub(crate) async fn abort(self, table: &TableName) -> Inserts {
-        match self {
-            Self::Objects(writer) => {
-                writer.abort().await;
-                Inserts::default()
-            }
-            Self::Answer(mut inserts, mark) => {
-                inserts.rewind(table, mark);
-                inserts
-            }
+    /// Takes back what was written; the answer is as it was before.
+    pub(crate) async fn rewind(self, table: &Table) -> (Result<(), Error>, Option<Answer>) {
+        if let Some(writer) = self.objects {
+            writer.abort().await;
+        }
+        match self.answer {
+            Some((mut answer, mark)) => (answer.rewind(&table.name, mark).await, Some(answer)),
+            None => (Ok(()), None),
         }
     }
+}
+
+/// The same rows, each ending in `end` instead of its brace.
+fn with_end(rows: &[u8], end: &str) -> Vec<u8> {
+    let mut text = Vec::with_capacity(rows.len() + rows.len() / 4);
+    for row in rows.split_inclusive(|byte| *byte == b'\n') {
+        text.extend_from_slice(row.strip_suffix(b"}\n").unwrap_or(row));
+        text.extend_from_slice(end.as_bytes());
+        text.push(b'\n');
+    }
+    text
 }

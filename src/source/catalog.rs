@@ -10,7 +10,7 @@ use crate::cursor::State;
 use crate::deadline::Deadline;
 use crate::encode::Encoding;
 use crate::error::{Error, Kind};
-use crate::table::{Column, CursorKind, Table};
+use crate::table::{Column, CursorKind, DeletedColumn, Table};
 use crate::table_name::{TableName, quoted};
 
 /// A configured table: usable, or why not.
@@ -63,6 +63,69 @@ pub(crate) async fn find_tables(
     Ok(found)
 }
 
+/// What the catalog says of a table, for people who are to choose.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) name: TableName,
+    /// On disk, with its partitions and without indexes.
+    pub(crate) bytes: u64,
+    /// As the server estimates it; `None` before its first `analyze`.
+    pub(crate) rows: Option<u64>,
+    /// Columns of a type that a cursor column may have, and whether an index begins with it.
+    pub(crate) times: Vec<(String, bool)>,
+    /// As it would be synced, or why it cannot be.
+    pub(crate) table: Result<Table, Error>,
+}
+
+/// Lists the database's tables: all, or those picked. Neither leaves nor what is no table, unless picked.
+///
+/// # Errors
+/// As [`Session::error`].
+pub(crate) async fn list_tables(
+    session: &Session,
+    config: &Config,
+    rules: &TableRules,
+    picked: Option<&[TableName]>,
+    deadline: Deadline,
+) -> Result<Vec<Listed>, Error> {
+    let mut relations = relations(session, &TableRules::everything(), deadline).await?;
+    relations.retain(|relation| match picked {
+        Some(picked) => picked.contains(&relation.name),
+        None => !relation.is_leaf && relation.other_kind().is_none(),
+    });
+    let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
+    let sizes = session
+        .query(
+            "select (select sum(coalesce(pg_relation_size(t.relid), 0))::int8 from \
+                       (select relid from pg_partition_tree(c.oid) union select c.oid::regclass) t), \
+                    (select sum(p.reltuples)::int8 from pg_class p where p.reltuples >= 0 and p.relkind = 'r' and p.oid in \
+                       (select relid from pg_partition_tree(c.oid) union select c.oid::regclass)) \
+             from unnest($1::oid[]) with ordinality as wanted(oid, n) join pg_class c on c.oid = wanted.oid order by n",
+            &[(&oids, Type::OID_ARRAY)],
+            deadline,
+        )
+        .await?;
+    let mut listed = Vec::new();
+    for (relation, size) in relations.into_iter().zip(sizes) {
+        let (bytes, rows): (Option<i64>, Option<i64>) = (size.get(0), size.get(1));
+        let name = relation.name.clone();
+        let is_time = |column: &&CatalogColumn| {
+            let ty = Type::from_oid(column.type_oid);
+            ty.is_some_and(|ty| [Type::TIMESTAMPTZ, Type::TIMESTAMP, Type::DATE].contains(&ty))
+        };
+        let times = relation.columns.iter().filter(is_time);
+        let times = times.map(|column| (column.name.clone(), column.is_indexed)).collect();
+        let options = rules.options(&name).cloned().unwrap_or_default();
+        let table = match table(session, config, relation, &options, false, deadline).await {
+            Err(error) if !error.kind().is_of_table() => return Err(error),
+            outcome => outcome,
+        };
+        let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+        listed.push(Listed { name, bytes: number(bytes).unwrap_or(0), rows: number(rows), times, table });
+    }
+    Ok(listed)
+}
+
 /// Whether the table is of a shape that cannot be synced, and not just out of reach now.
 fn is_unusable(error: &Error) -> bool {
     matches!(error.kind(), Kind::SchemaChanged | Kind::InvalidConfig | Kind::PermissionDenied)
@@ -75,6 +138,8 @@ struct Relation {
     is_leaf: bool,
     is_lockable: bool,
     is_subscribed: bool,
+    /// Whether SELECT is granted, be it on single columns.
+    is_readable: bool,
     columns: Vec<CatalogColumn>,
 }
 
@@ -125,7 +190,8 @@ async fn relations(
                        and (c.relkind = 'p' or not exists (select from pg_inherits h where h.inhparent = c.oid)), \
                     exists (select from pg_subscription_rel s where s.srrelid = c.oid \
                        or s.srrelid in (select relid from pg_partition_tree(c.oid)) \
-                       or s.srrelid in (select relid from pg_partition_ancestors(c.oid))) \
+                       or s.srrelid in (select relid from pg_partition_ancestors(c.oid))), \
+                    coalesce(has_any_column_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage'), false) \
              from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace \
              join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
@@ -150,6 +216,7 @@ async fn relations(
                 is_leaf: row.get(4),
                 is_lockable: row.get(5),
                 is_subscribed: row.get(14),
+                is_readable: row.get(15),
                 columns: Vec::new(),
             });
         }
@@ -185,6 +252,11 @@ async fn table(
         )
         .with_hint("name the tables beneath it"));
     }
+    if !relation.is_readable {
+        let context = format!("the user may not read table {name}");
+        return Err(Error::new(Kind::PermissionDenied, context)
+            .with_hint(format!("grant SELECT on {name} and USAGE on schema {}", name.schema)));
+    }
     let kept: Vec<&CatalogColumn> =
         relation.columns.iter().filter(|column| !options.exclude.contains(&column.name)).collect();
     check_names(config, &relation, options, is_named, &kept)?;
@@ -195,6 +267,7 @@ async fn table(
         let context = format!("table {name} has a `start` and no cursor column {}", wanted.join(" or "));
         return Err(Error::new(Kind::InvalidConfig, context));
     }
+    let deleted = deleted_column(&relation, options, is_named)?;
     let types = types(session, &name, &kept, deadline).await?;
     let cursor_kind = match cursor {
         Some(cursor) => cursor_kind(&name, kept[cursor], &types[cursor])?,
@@ -234,6 +307,7 @@ async fn table(
         is_subscribed: relation.is_subscribed,
         cursor,
         cursor_kind,
+        deleted,
         is_lockable: relation.is_lockable,
         options: options.clone(),
         name,
@@ -276,6 +350,30 @@ fn key(name: &TableName, columns: &[&CatalogColumn]) -> Result<Vec<usize>, Error
             .with_hint("add one: without it rows that share a time cannot be told apart"));
     }
     Ok(key.into_iter().map(|(_, i)| i).collect())
+}
+
+/// Under a pattern, a table that lacks the column has no deleted rows.
+fn deleted_column(
+    relation: &Relation,
+    options: &TableOptions,
+    is_named: bool,
+) -> Result<Option<DeletedColumn>, Error> {
+    let Some(name) = &options.deleted_column else { return Ok(None) };
+    let invalid = |problem: &str| {
+        let context = format!("`deleted_column` {name} of table {}: {problem}", relation.name);
+        Err(Error::new(Kind::InvalidConfig, context))
+    };
+    match relation.columns.iter().find(|column| column.name == *name) {
+        Some(column) => match Type::from_oid(column.type_oid) {
+            Some(Type::BOOL) => Ok(Some(DeletedColumn { name: name.clone(), is_bool: true })),
+            Some(Type::TIMESTAMPTZ | Type::TIMESTAMP | Type::DATE) => {
+                Ok(Some(DeletedColumn { name: name.clone(), is_bool: false }))
+            }
+            _ => invalid(&format!("it is of type {}, neither a bool nor a time", column.type_name)),
+        },
+        None if is_named => invalid("there is no such column"),
+        None => Ok(None),
+    }
 }
 
 fn cursor_kind(name: &TableName, column: &CatalogColumn, ty: &Type) -> Result<CursorKind, Error> {

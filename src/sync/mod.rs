@@ -18,8 +18,8 @@ use crate::report::{Outcome, Report, TableDone};
 use crate::request::{Action, Door, Limits};
 use crate::sink::batch::Sealed;
 use crate::sink::checkpoint::{Change, Publication};
-use crate::sink::fivetran::{self, Inserts};
-use crate::sink::ledger::Ledger;
+use crate::sink::fivetran::{self, Answer};
+use crate::sink::ledger::{Fared, Ledger};
 use crate::sink::manifest::{Manifest, Receipt};
 use crate::sink::output::Output;
 use crate::sink::storage::Storage;
@@ -28,7 +28,7 @@ use crate::source::catalog::{Found, find_tables};
 use crate::source::flight;
 use crate::source::session::Session;
 use crate::table::Table;
-use crate::text::{elapsed_ms, timestamp};
+use crate::text::{elapsed_ms, seconds, timestamp};
 
 use self::share::{FIRST_SHARE_ROWS, Share};
 
@@ -41,29 +41,48 @@ const LOOK_AGE: Duration = Duration::from_secs(10);
 /// # Errors
 /// Every kind: a table's own only if no table succeeded.
 pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
+    let document = call.document()?;
     let rules = call.rules().await?;
-    let ledger = match (&call.request.state, call.request.door) {
-        (None, _) => Ledger::of_checkpoint(&call.storage()?).await?,
-        (Some(state), Door::Fivetran) => Ledger::of_caller(State::parse(&state.0)?, None).await?,
-        (Some(state), Door::Direct | Door::EventBridge) => {
-            Ledger::of_caller(State::parse(&state.0)?, Some(call.storage()?)).await?
-        }
+    let mut ledger = match &call.request.state {
+        None => Ledger::of_checkpoint(&call.storage()?).await?,
+        Some(state) => Ledger::of_caller(State::parse(&state.0)?, call.output()?).await?,
     };
-    let mut session = open_session(call).await?;
     let outcome = async {
-        let mut run = Run::new(call, ledger, &mut session);
-        run.config_hash.clone_from(&rules.hash);
-        let listing = flight::list(run.session, call.deadline).await?;
-        run.ledger.adopt(&run.session.database_id, listing.xmax, call.config.on_new_database)?;
-        let observation = run.ledger.observe(listing).clone();
-        let picked = call.request.tables.as_deref();
-        let found =
-            find_tables(run.session, call.config, &rules, picked, run.ledger.state(), call.deadline).await?;
-        run.tables(found, observation).await
+        let mut session = open_session(call).await?;
+        let outcome = async {
+            let mut run = Run::new(call, &mut ledger, &mut session)?;
+            run.config_hash.clone_from(&rules.hash);
+            let listing = flight::list(run.session, call.deadline).await?;
+            run.ledger.adopt(&run.session.database_id, listing.xmax, call.config.on_new_database)?;
+            let observation = run.ledger.observe(listing).clone();
+            let picked = call.request.tables.as_deref();
+            let found =
+                find_tables(run.session, call.config, &rules, picked, run.ledger.state(), call.deadline)
+                    .await?;
+            run.tables(found, document, observation).await
+        }
+        .await;
+        session.close().await;
+        outcome
     }
     .await;
-    session.close().await;
+    ledger.remember(failures(&outcome)).await;
     outcome
+}
+
+/// How the run and its tables fared, for `status`.
+fn failures(outcome: &Result<Outcome, Error>) -> Fared<'_> {
+    match outcome {
+        Ok(outcome) => Fared {
+            run: None,
+            tables: outcome
+                .reports
+                .iter()
+                .map(|report| (report.table.to_string(), report.outcome.as_ref().err()))
+                .collect(),
+        },
+        Err(error) => Fared { run: Some(error), tables: Vec::new() },
+    }
 }
 
 /// A run under way.
@@ -71,11 +90,12 @@ struct Run<'a> {
     call: &'a Call<'a>,
     config: &'a Config,
     limits: Limits,
-    ledger: Ledger,
+    ledger: &'a mut Ledger,
     session: &'a mut Session,
-    /// `None`: rows travel in the answer.
+    /// Where objects go; `None`: Fivetran gets the rows, and nobody else.
     storage: Option<Storage>,
-    inserts: Inserts,
+    /// Fivetran's, while no share is being read.
+    answer: Option<Answer>,
     is_answer_full: bool,
     config_hash: Option<String>,
     /// How much the next share of the table may be.
@@ -87,6 +107,8 @@ struct Run<'a> {
     completed_backfill_count: usize,
     /// A window was opened for later transactions to read.
     has_frozen: bool,
+    /// A cursor has moved.
+    has_moved: bool,
     has_unfinished: bool,
     reports: Vec<Report>,
 }
@@ -108,15 +130,15 @@ impl From<Error> for Fault {
 }
 
 impl<'a> Run<'a> {
-    fn new(call: &'a Call<'a>, ledger: Ledger, session: &'a mut Session) -> Self {
-        Self {
+    fn new(call: &'a Call<'a>, ledger: &'a mut Ledger, session: &'a mut Session) -> Result<Self, Error> {
+        Ok(Self {
             call,
             config: call.config,
             limits: call.request.limits,
             ledger,
             session,
-            storage: if call.request.door == Door::Fivetran { None } else { call.storage().ok() },
-            inserts: Inserts::default(),
+            storage: call.output()?,
+            answer: None,
             is_answer_full: false,
             config_hash: None,
             share_rows: FIRST_SHARE_ROWS,
@@ -126,20 +148,51 @@ impl<'a> Run<'a> {
             completed_count: 0,
             completed_backfill_count: 0,
             has_frozen: false,
+            has_moved: false,
             has_unfinished: false,
             reports: Vec::new(),
+        })
+    }
+
+    /// Reads the tables. A run that fails leaves nothing open.
+    async fn tables(
+        mut self,
+        found: Vec<Found>,
+        document: Option<(Storage, String)>,
+        observation: Observation,
+    ) -> Result<Outcome, Error> {
+        let tables: Vec<Arc<Table>> =
+            found.iter().filter_map(|(_, table)| table.as_ref().ok().cloned()).collect();
+        if self.ledger.state().last_modified.is_some() && found.len() != 1 {
+            let context =
+                format!("the Python connector's state is of one table, and {} are configured", found.len());
+            return Err(Error::new(Kind::CursorInvalid, context).with_hint(
+                "begin with that table alone in TABLES, and add the others once it has been synced",
+            ));
+        }
+        if self.is_fivetran() {
+            fivetran::check_names(&tables)?;
+            self.answer = Some(match document {
+                Some((storage, key)) => Answer::document(storage, key),
+                None => Answer::inline(self.ledger.state().to_value().to_string().len(), &tables)?,
+            });
+        }
+        match self.read(found, observation).await {
+            Ok(()) => Ok(self.finish(tables)),
+            Err(error) => {
+                self.ledger.abandon().await;
+                if let Some(answer) = self.answer {
+                    answer.abort().await;
+                }
+                Err(error)
+            }
         }
     }
 
     /// Takes the tables in turn. One that fails is reported and the others go on; a hop that fails ends the run, which
     /// keeps what is complete; a commit that fails is the run's failure.
-    async fn tables(mut self, found: Vec<Found>, observation: Observation) -> Result<Outcome, Error> {
+    async fn read(&mut self, found: Vec<Found>, observation: Observation) -> Result<(), Error> {
         let mut observed = (observation, Instant::now());
-        let tables: Vec<Arc<Table>> =
-            found.iter().filter_map(|(_, table)| table.as_ref().ok().cloned()).collect();
-        if self.call.request.door == Door::Fivetran {
-            fivetran::check_names(&tables)?;
-        }
         for (name, table) in in_turn(found, self.ledger.state()) {
             if self.is_over() {
                 self.has_unfinished = true;
@@ -158,6 +211,10 @@ impl<'a> Run<'a> {
             };
             tracing::error!(table = %name, error_type = error.kind().name(), error = %error, "table failed");
             self.session.give_up();
+            if self.is_fivetran() {
+                // It has no place for a table's error: it is one of the sync, or the table would stand still unseen.
+                return Err(error);
+            }
             self.reports.push(Report { table: name, outcome: Err(error) });
             if is_shared {
                 self.has_unfinished = true;
@@ -169,11 +226,13 @@ impl<'a> Run<'a> {
                 // What was read before the fault is good.
                 self.commit().await?;
             }
-            self.ledger.abandon().await;
             return Err(self.no_success());
         }
-        self.commit().await?;
-        Ok(self.finish(tables))
+        self.commit().await
+    }
+
+    fn is_fivetran(&self) -> bool {
+        self.call.request.door == Door::Fivetran
     }
 
     /// The error of a run in which no table succeeded: the last, which is a hop's where there is one.
@@ -189,18 +248,22 @@ impl<'a> Run<'a> {
     }
 
     fn finish(self, tables: Vec<Arc<Table>>) -> Outcome {
-        // Windows without rows are no progress: a caller that loops on them would never end, and Fivetran ends a connection
-        // after ten answers without rows that promise more.
-        let is_backfill_progress =
-            self.completed_backfill_count > 0 && self.call.request.door != Door::Fivetran;
-        let has_progress = self.row_count > 0 || is_backfill_progress || self.has_frozen;
+        let mut state = self.ledger.state().clone();
+        // Windows without rows are no progress: a caller that loops on them would never end.
+        let has_progress = self.row_count > 0 || self.completed_backfill_count > 0 || self.has_frozen;
+        let mut has_more = self.has_unfinished && has_progress;
+        if self.is_fivetran() {
+            let is_unfinished = self.has_unfinished && self.has_moved;
+            (has_more, state.empty_answers) =
+                fivetran::promise(is_unfinished, self.row_count, state.empty_answers);
+        }
         Outcome {
-            has_more: self.has_unfinished && has_progress,
-            state: self.ledger.state().clone(),
+            has_more,
+            state,
             notes: self.ledger.notes().to_vec(),
             reports: self.reports,
             tables,
-            inserts: self.inserts,
+            answer: self.answer,
         }
     }
 
@@ -254,31 +317,34 @@ impl<'a> Run<'a> {
                 Ok(Some(share)) => share,
                 // The window is too large for its snapshot's own transaction.
                 Ok(None) if !is_large => {
-                    self.inserts = output.abort(&table.name).await;
+                    tracing::info!(table = %table.name, "the window does not fit into one transaction");
+                    self.take_back(output, table).await?;
                     (is_large, has_outgrown) = (true, true);
                     continue;
                 }
                 Ok(None) => {
-                    self.inserts = output.abort(&table.name).await;
+                    self.take_back(output, table).await?;
                     return Err(share::no_progress(table).into());
                 }
                 Err(fault) if may_try_again && fault.is_passing() => {
                     tracing::warn!(table = %table.name, error = %fault.error, "share failed, trying a smaller one");
-                    self.inserts = output.abort(&table.name).await;
+                    self.take_back(output, table).await?;
                     self.session.give_up();
                     (may_try_again, is_large) = (false, true);
                     continue;
                 }
                 Err(fault) => {
-                    self.inserts = output.abort(&table.name).await;
+                    // The share's fault says more.
+                    let _ = self.take_back(output, table).await;
                     return Err(fault.error.into());
                 }
             };
             // The server need not wait for the upload.
-            let (sealed, inserts) = output.seal().await?;
-            self.inserts = inserts;
-            let publication = self.publication(table, before.as_ref(), &share, sealed);
+            let (sealed, answer) = output.seal().await;
+            self.answer = answer;
+            let publication = self.publication(table, before.as_ref(), &share, sealed?);
             self.count(&mut done, &share, publication.as_ref());
+            tracing::info!(table = %table.name, row_count = done.rows, byte_count = done.bytes, "share read");
             self.has_frozen |= !is_resumed && cursor.window.is_none() && share.cursor.window.is_some();
             cursor = share.cursor.clone();
             self.ledger.stage(Change {
@@ -289,6 +355,7 @@ impl<'a> Run<'a> {
                 publication,
             });
             before = Some(share.cursor);
+            self.has_moved = true;
             if self.ledger.is_group_due() {
                 self.commit().await.map_err(Fault::Commit)?;
             }
@@ -298,8 +365,8 @@ impl<'a> Run<'a> {
                 self.completed_backfill_count += usize::from(is_backfill);
                 break;
             }
-            // An answer has one share of a table at most, so that no key stands in it twice.
-            if self.is_over() || self.storage.is_none() {
+            // An answer has one window of a table at most, so that no key stands in it twice.
+            if self.is_over() || (self.is_fivetran() && share.is_complete) {
                 self.has_unfinished = true;
                 break;
             }
@@ -324,10 +391,22 @@ impl<'a> Run<'a> {
     }
 
     /// Where to read on: the known cursor if it fits the table, else a backfill.
-    async fn cursor(&self, table: &Table) -> Result<TableCursor, Error> {
+    async fn cursor(&mut self, table: &Table) -> Result<TableCursor, Error> {
         let at_start = |seq| TableCursor::at_start(seq, table.oid, table.order());
         match self.ledger.state().cursor(&table.name) {
-            None => Ok(at_start(self.ledger.last_seq(&table.name).await?)),
+            None => {
+                let cursor = at_start(self.ledger.last_seq(&table.name).await?);
+                let Some(time) = self.ledger.state().last_modified else { return Ok(cursor) };
+                // All that the Python connector has told us. A time to come it had from a row.
+                let is_past = self.ledger.state().observed.as_ref().is_some_and(|seen| time <= seen.at);
+                let imported = TableCursor { watermark: Some(time).filter(|_| is_past), ..cursor.clone() };
+                if self.is_range(table, &imported) {
+                    return Ok(imported);
+                }
+                self.ledger
+                    .note("the Python connector's `last_modified` is of no use: every row is delivered");
+                Ok(cursor)
+            }
             Some(cursor) if cursor.oid != table.oid => {
                 tracing::warn!(table = %table.name, "the cursor is of another table or was forgotten, reading it whole");
                 Ok(at_start(cursor.seq))
@@ -347,18 +426,32 @@ impl<'a> Run<'a> {
     fn encoder(&self, table: &Table, seq: u64) -> RowEncoder {
         let columns: Vec<(&str, Encoding)> =
             table.columns.iter().map(|column| (column.name.as_str(), column.encoding.clone())).collect();
-        let has_seq = self.config.has_metadata_columns && self.storage.is_some();
+        let has_seq = self.config.has_metadata_columns && !self.is_fivetran();
         RowEncoder::new(columns, has_seq.then_some(seq), self.config.max_row_bytes)
     }
 
     fn output(&mut self, table: &Table, seq: u64) -> Output {
-        let Some(storage) = &self.storage else {
-            return Output::answer(std::mem::take(&mut self.inserts), &table.name);
-        };
-        let format =
-            Format { compression: self.config.compression, target_file_bytes: self.config.target_file_bytes };
-        let day = Utc::now().format("%Y-%m-%d").to_string();
-        Output::Objects(Box::new(TableWriter::new(storage, format, &table.name.to_key(), &day, seq)))
+        let objects = self.storage.as_ref().map(|storage| {
+            let format = Format {
+                compression: self.config.compression,
+                target_file_bytes: self.config.target_file_bytes,
+            };
+            let day = Utc::now().format("%Y-%m-%d").to_string();
+            TableWriter::new(storage, format, &table.name.to_key(), &day, seq)
+        });
+        let answer = self.answer.take().map(|answer| {
+            let mark = answer.mark(&table.name);
+            (answer, mark)
+        });
+        let seq = (self.is_fivetran() && self.config.has_metadata_columns).then_some(seq);
+        Output::new(objects, answer, seq)
+    }
+
+    /// Takes back what a share has written.
+    async fn take_back(&mut self, output: Output, table: &Table) -> Result<(), Error> {
+        let (outcome, answer) = output.rewind(table).await;
+        self.answer = answer;
+        outcome
     }
 
     /// Describes a share's sealed objects.
@@ -446,12 +539,6 @@ impl<'a> Run<'a> {
             || self.rows_left() == 0
             || self.limits.max_bytes.is_some_and(|max| self.byte_count >= max)
     }
-}
-
-/// With one digit.
-fn seconds(duration: chrono::TimeDelta) -> f64 {
-    let tenths = duration.num_milliseconds().max(0) / 100;
-    f64::from(i32::try_from(tenths).unwrap_or(i32::MAX)) / 10.0
 }
 
 /// What fails goes first, so that it is seen; then increments, the least recently completed first; then backfills.

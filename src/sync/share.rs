@@ -234,7 +234,7 @@ impl Run<'_> {
     }
 
     /// Whether an index finds what is new in a table.
-    fn is_range(&self, table: &Table, cursor: &TableCursor) -> bool {
+    pub(super) fn is_range(&self, table: &Table, cursor: &TableCursor) -> bool {
         // A subscription applies rows long after their time, and no time bounds what a standby does not show yet.
         let has_time = table.cursor.is_some() && !table.is_subscribed && !self.session.database_id.is_standby;
         has_time && table.is_indexed && cursor.watermark.is_some()

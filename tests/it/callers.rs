@@ -85,7 +85,7 @@ async fn a_table_that_fails_is_fivetrans_error_and_never_a_gap() {
     let case = Case::with_users("fivetran_fails", 3).await;
     case.run("create table broken (id int primary key, modified_at timestamptz); insert into broken values (1, now())").await;
     case.run(&format!("revoke all on broken from {}", case.database.user)).await;
-    let function = case.function(&[]).await;
+    let function = case.function(&[("TABLES", "sample_users,broken")]).await;
     assert_eq!(invoke(&function, &event("fivetran-sync.json")).await.error().error_type, "PermissionDenied");
     case.run(&format!("grant select on broken to {}", case.database.user)).await;
     let answer = invoke(&function, &event("fivetran-sync.json")).await.answer();
@@ -209,7 +209,7 @@ async fn a_foreign_or_malformed_state_is_refused_with_the_way_out() {
     let function = case.function(&[]).await;
     let mut state = invoke(&function, &json!({"state": {}})).await.answer()["state"].clone();
     for (broken, named) in
-        [(json!({"version": 99}), "version 99"), (json!({"last_modified": "2026"}), "version")]
+        [(json!({"version": 99}), "version 99"), (json!({"last_modified": "2026"}), "not a time")]
     {
         let error = invoke(&function, &json!({"state": broken})).await.error();
         assert_eq!(error.error_type, "CursorInvalid");

@@ -110,6 +110,13 @@ impl Case {
         env.into_iter().filter(|(_, value)| !value.is_empty()).collect()
     }
 
+    /// Stores the configuration document; its address.
+    pub(crate) fn put_document(&self, document: &Value) -> String {
+        let name = format!("{}.json", self.prefix);
+        std::fs::write(self.stack.s3.root.join("bastion-sync").join(&name), document.to_string()).unwrap();
+        format!("s3://bastion-sync/{name}")
+    }
+
     pub(crate) async fn function(&self, extra: &[(&str, &str)]) -> Function {
         self.function_for(&self.configuration(), extra).await
     }

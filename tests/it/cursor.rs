@@ -428,9 +428,7 @@ async fn a_role_with_some_columns_only_reads_those() {
     let user = &case.database.user;
     case.run(&format!("revoke all on orders from {user}; grant select (id, name, modified_at, xmin, ctid, tableoid) on orders to {user}")).await;
     let document = json!({"tables": {"orders": {"exclude": ["secret"]}}});
-    let path = case.stack.s3.root.join("bastion-sync").join(format!("{}.json", case.prefix));
-    std::fs::write(path, document.to_string()).unwrap();
-    let uri = format!("s3://bastion-sync/{}.json", case.prefix);
+    let uri = case.put_document(&document);
     let function = case.function(&[("TABLES", ""), ("CONFIG_URI", &uri)]).await;
     assert_eq!(rows(&sync(&function).await), 5);
     case.run("insert into orders values (6)").await;

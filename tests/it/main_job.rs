@@ -374,9 +374,7 @@ async fn the_configuration_document_excludes_columns_and_tables_and_sets_a_start
     case.run("create table plain (id int primary key, modified_at timestamptz); insert into plain values (1, '2026-01-01')").await;
     // Under a pattern a column is left out wherever it is.
     let document = json!({"tables": {"public.*": {"exclude": ["card_no"], "start": "2024-01-01T00:00:00Z"}, "public.audit_*": false}});
-    let path = case.stack.s3.root.join("bastion-sync").join(format!("{}.json", case.prefix));
-    std::fs::write(path, document.to_string()).unwrap();
-    let uri = format!("s3://bastion-sync/{}.json", case.prefix);
+    let uri = case.put_document(&document);
     let answer = sync(&case.function(&[("TABLES", ""), ("CONFIG_URI", &uri)]).await).await;
     assert_eq!((answer["tables"].as_array().unwrap().len(), &answer["failed"]), (2, &json!(0)));
     let rows = case.rows("public.sample_users");

@@ -56,7 +56,7 @@ fn modules_depend_downwards_only() {
         &["lib"],
         &["handler"],
         &["metrics", "log"],
-        &["sync", "check"],
+        &["sync", "check", "status", "discover"],
         &["page", "report"],
         &["app"],
         &["credentials"],

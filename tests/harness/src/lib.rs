@@ -6,9 +6,11 @@
 
 pub mod bastion;
 mod directory;
+pub mod fivetran;
 mod http;
 pub mod keys;
 pub mod lambda;
+pub mod one_secret;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
@@ -26,6 +28,7 @@ use serde_json::{Value, json};
 
 pub use crate::{
     bastion::{Bastion, BastionAddress, BastionOptions, HostKey},
+    fivetran::{Fivetran, Mishap},
     keys::ClientKey,
     lambda::{Function, FunctionError, FunctionOptions, Invocation},
     postgres::{Database, Postgres, PostgresAddress, PostgresOptions},

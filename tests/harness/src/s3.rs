@@ -56,8 +56,14 @@ struct Gate {
 impl S3 {
     /// Starts S3 with its objects under `dir`.
     pub async fn start(dir: &Path) -> S3 {
-        let root = dir.join("s3");
-        for bucket in [BUCKET, FIVETRAN_BUCKET] {
+        S3::serve(&dir.join("s3"), &[BUCKET, FIVETRAN_BUCKET]).await
+    }
+
+    /// Serves the buckets under `root`, with whatever an earlier S3 left there: objects, ETags, metadata and open uploads
+    /// are all files. At most one S3 at a time may serve a directory, since turns are taken within this process.
+    pub async fn serve(root: &Path, buckets: &[&str]) -> S3 {
+        let root = root.to_owned();
+        for bucket in buckets {
             fs::create_dir_all(root.join(bucket))
                 .unwrap_or_else(|error| panic!("{}: {error}", root.display()));
         }

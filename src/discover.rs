@@ -1,0 +1,87 @@
+//! The discovery: which tables the database has, how each would be synced, and the lines of configuration to paste.
+
+use serde_json::{Map, Value, json};
+
+use crate::app::{Call, open_session};
+use crate::config::TableRules;
+use crate::error::Error;
+use crate::source::catalog::{Listed, list_tables};
+use crate::table::Table;
+
+/// What a column that every write sets is often called.
+const WORDS: [&str; 5] = ["modif", "updat", "chang", "last_", "mtime"];
+
+/// Lists the tables of the database, or those that the request names, configured or not.
+///
+/// # Errors
+/// The kinds of secrets, bastion and database.
+pub(crate) async fn discover(call: &Call<'_>) -> Result<Value, Error> {
+    // What is configured already shows as it is.
+    let rules = if call.config.has_tables() { call.rules().await? } else { TableRules::default() };
+    let session = open_session(call).await?;
+    let picked = call.request.tables.as_deref();
+    let listed = list_tables(&session, call.config, &rules, picked, call.deadline).await;
+    let database = session.database_id.name.clone();
+    session.close().await;
+    let listed = listed?;
+    Ok(json!({
+        "ok": true,
+        "database": database,
+        "configuration": configuration(&listed),
+        "tables": listed.iter().map(table).collect::<Vec<_>>(),
+    }))
+}
+
+/// `TABLES`, or where the default columns do not do for all tables the document of `CONFIG_URI`.
+fn configuration(listed: &[Listed]) -> Value {
+    let usable = || listed.iter().filter_map(|listed| Some((listed, listed.table.as_ref().ok()?)));
+    let names: Vec<String> = usable().map(|(listed, _)| listed.name.to_string()).collect();
+    let suggestions: Map<String, Value> = usable()
+        .map(|(listed, table)| {
+            let column = table.cursor.is_none().then(|| suggested(listed)).flatten();
+            let options = column.map_or_else(|| json!({}), |column| json!({"cursor_column": column}));
+            (listed.name.to_string(), options)
+        })
+        .collect();
+    match suggestions.values().any(|options| *options != json!({})) {
+        true => json!({"TABLES": names.join(","), "CONFIG_URI": {"tables": suggestions}}),
+        false => json!({"TABLES": names.join(",")}),
+    }
+}
+
+/// The column that every write may set, to judge by its name.
+fn suggested(listed: &Listed) -> Option<&String> {
+    let is_likely = |name: &str| WORDS.iter().any(|word| name.to_lowercase().contains(word));
+    let mut likely: Vec<&(String, bool)> = listed.times.iter().filter(|(name, _)| is_likely(name)).collect();
+    likely.sort_by_key(|(_, is_indexed)| !is_indexed);
+    likely.first().map(|(name, _)| name)
+}
+
+fn table(listed: &Listed) -> Value {
+    let times = listed.times.iter();
+    let mut value = json!({
+        "table": listed.name.to_string(),
+        "bytes": listed.bytes,
+        "rows": listed.rows,
+        "candidates": times.map(|(name, is_indexed)| json!({"column": name, "is_indexed": is_indexed})).collect::<Vec<_>>(),
+    });
+    match &listed.table {
+        Err(error) => value["problem"] = json!(error.to_string()),
+        Ok(table) => {
+            value["primary_key"] = json!(table.key_names());
+            value["cursor_column"] = json!(table.cursor_column().map(|column| &column.name));
+            value["is_indexed"] = json!(table.is_indexed);
+            if let Some(index) = missing_index(table) {
+                value["index"] = json!(index);
+            }
+        }
+    }
+    value
+}
+
+/// The statement that makes the index which spares every run a look at each row.
+fn missing_index(table: &Table) -> Option<String> {
+    let column = table.cursor_column().filter(|_| !table.is_indexed)?;
+    let name = crate::table_name::quoted(&column.name);
+    Some(format!("create index concurrently on {} ({name})", table.name.to_sql()))
+}

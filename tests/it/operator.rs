@@ -1,0 +1,170 @@
+//! What an operator asks: where each table stands, which tables there are, and to begin one anew.
+
+use serde_json::{Value, json};
+
+use crate::case::{Case, invoke, sync, table};
+
+async fn status(function: &harness::Function) -> Value {
+    invoke(function, &json!({"action": "status"})).await.answer()
+}
+
+#[tokio::test]
+async fn the_status_tells_where_each_table_stands_without_the_database() {
+    let case = Case::with_users("status", 30).await;
+    case.run("create table empty (id int primary key, modified_at timestamptz)").await;
+    // Nothing of the database or the secrets is needed.
+    let reader = case.function(&[("BASTION_SECRET_ID", "no/such/secret"), ("TABLES", "")]).await;
+    let answer = status(&reader).await;
+    assert_eq!((&answer["ok"], &answer["tables"]), (&json!(true), &json!([])));
+    case.assert_nothing_is_written();
+
+    let function = case.function(&[]).await;
+    let answer = invoke(&function, &json!({"limits": {"max_rows": 20}})).await.answer();
+    let before = case.objects("");
+    let seen = status(&reader).await;
+    let users = table(&seen, "public.sample_users");
+    assert_eq!(
+        (&users["seq"], &users["is_backfill"], &users["as_of"]),
+        (&json!(1), &json!(true), &Value::Null)
+    );
+    assert_eq!(users["window"]["reads"], "scan", "it is unfinished: {users}");
+    let commit = &users["last_commit"];
+    assert_eq!(
+        (&commit["rows"], &commit["objects"], &commit["sync_id"]),
+        (&json!(20), &json!(1), &answer["sync_id"])
+    );
+    assert_eq!(commit["manifest"], table(&answer, "public.sample_users")["manifest"]);
+    assert_eq!(before, case.objects(""), "it only reads");
+
+    sync(&function).await;
+    let seen = status(&reader).await;
+    let users = table(&seen, "public.sample_users");
+    assert_eq!((&users["seq"], &users["window"], &users["error"]), (&json!(2), &Value::Null, &Value::Null));
+    assert!(
+        users["lag_seconds"].as_f64().unwrap() < 60.0 && users["hold_back_seconds"].is_number(),
+        "{users}"
+    );
+    assert_eq!((&table(&seen, "public.empty")["seq"], &seen["ok"]), (&json!(0), &json!(true)));
+    let seen = invoke(&reader, &json!({"action": "status", "tables": ["empty"]})).await.answer();
+    assert_eq!(seen["tables"].as_array().unwrap().len(), 1);
+    let error = invoke(&reader, &json!({"action": "status", "tables": ["nothing"]})).await.error();
+    assert_eq!(error.error_type, "InvalidRequest");
+}
+
+#[tokio::test]
+async fn the_status_keeps_a_failure_until_it_is_over() {
+    let case = Case::with_users("status_failure", 3).await;
+    case.run("create table other (id int primary key, modified_at timestamptz default now())").await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    case.run(&format!("revoke select on sample_users from {}", case.database.user)).await;
+    assert_eq!(sync(&function).await["failed"], 1);
+    let seen = status(&function).await;
+    let failure = table(&seen, "public.sample_users")["error"].clone();
+    assert_eq!((&seen["ok"], &failure["type"]), (&json!(false), &json!("PermissionDenied")));
+    assert!(failure["message"].as_str().unwrap().contains("sample_users") && failure["since"].is_string());
+    sync(&function).await;
+    assert_eq!(
+        table(&status(&function).await, "public.sample_users")["error"],
+        failure,
+        "since when it fails"
+    );
+
+    let mut configuration = case.configuration();
+    configuration["db_password"] = json!("hunter2");
+    let locked_out = case.function_for(&configuration, &[]).await;
+    assert_eq!(invoke(&locked_out, &json!({})).await.error().error_type, "DatabaseAuthFailed");
+    let seen = status(&function).await;
+    assert_eq!(seen["error"]["type"], "DatabaseAuthFailed");
+    assert!(!seen.to_string().contains("hunter2"), "{seen}");
+
+    case.run(&format!("grant select on sample_users to {}", case.database.user)).await;
+    sync(&function).await;
+    let seen = status(&function).await;
+    assert_eq!((&seen["ok"], &seen["error"]), (&json!(true), &Value::Null), "{seen}");
+    case.assert_users_are_complete().await;
+}
+
+#[tokio::test]
+async fn a_failure_is_written_once_and_not_by_each_run() {
+    let case = Case::with_users("status_once", 3).await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    let mut configuration = case.configuration();
+    configuration["db_password"] = json!("wrong");
+    let locked_out = case.function_for(&configuration, &[]).await;
+    invoke(&locked_out, &json!({})).await.error();
+    let written = case.checkpoint();
+    invoke(&locked_out, &json!({})).await.error();
+    assert_eq!(case.checkpoint(), written);
+}
+
+#[tokio::test]
+async fn the_status_of_a_callers_own_state() {
+    let case = Case::with_users("status_held", 3).await;
+    let function = case.function(&[]).await;
+    let state = invoke(&function, &json!({"state": {}})).await.answer()["state"].clone();
+    let seen = invoke(&function, &json!({"action": "status", "state": state})).await.answer();
+    let users = table(&seen, "public.sample_users");
+    assert_eq!((&users["seq"], &users["last_commit"]["rows"]), (&json!(1), &json!(3)));
+}
+
+#[tokio::test]
+async fn a_table_that_may_not_be_read_is_no_empty_table() {
+    let case = Case::with_users("unreadable", 0).await;
+    case.run(&format!("revoke select on sample_users from {}", case.database.user)).await;
+    let function = case.function(&[("TABLES", "sample_users")]).await;
+    assert_eq!(invoke(&function, &json!({})).await.error().error_type, "PermissionDenied");
+}
+
+#[tokio::test]
+async fn the_discovery_lists_what_can_be_synced_and_the_lines_to_paste() {
+    let case = Case::with_users("discover", 2000).await;
+    case.run(
+        "create table plain (id int primary key, last_change timestamp, born date); create index on plain (last_change);
+         create table keyless (a int); create view seen as select 1 as one;
+         create table parted (id int, updated_at timestamptz, primary key (id)) partition by range (id);
+         create table part_1 partition of parted for values from (0) to (10);
+         create table secret (id int primary key); analyze sample_users;",
+    )
+    .await;
+    case.run(&format!("revoke all on secret from {}", case.database.user)).await;
+    let function = case.function(&[("TABLES", ""), ("OUTPUT_URI", "")]).await;
+    let answer = invoke(&function, &json!({"action": "discover"})).await.answer();
+    let names: Vec<&str> =
+        answer["tables"].as_array().unwrap().iter().map(|table| table["table"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["public.keyless", "public.parted", "public.plain", "public.sample_users", "public.secret"]
+    );
+    let users = table(&answer, "public.sample_users");
+    assert!(users["bytes"].as_u64().unwrap() > 50_000 && users["rows"] == 2000, "{users}");
+    assert_eq!(
+        (&users["primary_key"], &users["cursor_column"], &users["is_indexed"], users.get("index")),
+        (&json!(["id"]), &json!("modified_at"), &json!(true), None)
+    );
+    let parted = table(&answer, "public.parted");
+    assert!(parted["index"].as_str().unwrap().contains("\"updated_at\""), "{parted}");
+    assert!(table(&answer, "public.keyless")["problem"].as_str().unwrap().contains("primary key"));
+    assert!(table(&answer, "public.secret")["problem"].as_str().unwrap().contains("grant SELECT"));
+    assert_eq!(
+        table(&answer, "public.plain")["candidates"],
+        json!([{"column": "last_change", "is_indexed": true}, {"column": "born", "is_indexed": false}])
+    );
+    assert_eq!(answer["configuration"]["TABLES"], "public.parted,public.plain,public.sample_users");
+    // What is to be pasted is taken.
+    let document = &answer["configuration"]["CONFIG_URI"];
+    assert_eq!(document["tables"]["public.plain"], json!({"cursor_column": "last_change"}));
+    let uri = case.put_document(document);
+    assert_eq!(sync(&case.function(&[("TABLES", ""), ("CONFIG_URI", &uri)]).await).await["failed"], 0);
+}
+
+#[tokio::test]
+async fn a_table_to_discover_need_not_be_configured() {
+    let case = Case::with_users("discover_one", 1).await;
+    case.run("create table other (id int primary key)").await;
+    let function = case.function(&[("TABLES", "sample_users")]).await;
+    let answer = invoke(&function, &json!({"action": "discover", "tables": ["other"]})).await.answer();
+    assert_eq!(answer["tables"].as_array().unwrap().len(), 1);
+    assert_eq!(answer["configuration"], json!({"TABLES": "public.other"}));
+}
