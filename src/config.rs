@@ -245,7 +245,9 @@ impl Config {
         }
         let needs_output = match request.door {
             Door::Fivetran => config.has_fivetran_ndjson,
-            Door::Direct | Door::EventBridge => request.action != Action::Discover,
+            Door::Direct | Door::EventBridge => {
+                request.action != Action::Discover || request.warehouse.is_some()
+            }
         };
         if needs_output && env.text("OUTPUT_URI").is_none() {
             env.problems.push("OUTPUT_URI is not set: where to write, s3://bucket/prefix".to_owned());

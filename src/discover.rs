@@ -1,12 +1,14 @@
-//! The discovery: which tables the database has, how each would be synced, and the lines of configuration to paste.
+//! The discovery: which tables the database has, how each would be synced, the lines of configuration to paste, and a
+//! warehouse's SQL.
 
 use serde_json::{Map, Value, json};
 
 use crate::app::{Call, open_session};
 use crate::config::TableRules;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::source::catalog::{Listed, list_tables};
 use crate::table::Table;
+use crate::warehouse;
 
 /// What a column that every write sets is often called.
 const WORDS: [&str; 5] = ["modif", "updat", "chang", "last_", "mtime"];
@@ -18,6 +20,22 @@ const WORDS: [&str; 5] = ["modif", "updat", "chang", "last_", "mtime"];
 pub(crate) async fn discover(call: &Call<'_>) -> Result<Value, Error> {
     // What is configured already shows as it is.
     let rules = if call.config.has_tables() { call.rules().await? } else { TableRules::default() };
+    let statements = match call.request.warehouse {
+        Some(_) if !call.config.has_metadata_columns => {
+            return Err(Error::new(
+                Kind::InvalidConfig,
+                "without METADATA_COLUMNS no warehouse can tell a row's newest version",
+            ));
+        }
+        Some(warehouse) => Some((warehouse, call.storage()?, call.config.compression.extension())),
+        None => None,
+    };
+    let sql = |table: &Table| {
+        let (warehouse, storage, extension) = statements.as_ref()?;
+        let uri = storage.uri(&format!("data/{}/", table.name.to_key()));
+        let statements = warehouse::statements(*warehouse, table, &uri, extension).into_iter();
+        Some(statements.map(|(name, sql)| json!({"name": name, "sql": sql})).collect::<Vec<_>>())
+    };
     let session = open_session(call).await?;
     let picked = call.request.tables.as_deref();
     let listed = list_tables(&session, call.config, &rules, picked, call.deadline).await;
@@ -28,7 +46,7 @@ pub(crate) async fn discover(call: &Call<'_>) -> Result<Value, Error> {
         "ok": true,
         "database": database,
         "configuration": configuration(&listed),
-        "tables": listed.iter().map(table).collect::<Vec<_>>(),
+        "tables": listed.iter().map(|listed| table(listed, &sql)).collect::<Vec<_>>(),
     }))
 }
 
@@ -57,7 +75,7 @@ fn suggested(listed: &Listed) -> Option<&String> {
     likely.first().map(|(name, _)| name)
 }
 
-fn table(listed: &Listed) -> Value {
+fn table(listed: &Listed, sql: impl Fn(&Table) -> Option<Vec<Value>>) -> Value {
     let times = listed.times.iter();
     let mut value = json!({
         "table": listed.name.to_string(),
@@ -71,6 +89,9 @@ fn table(listed: &Listed) -> Value {
             value["primary_key"] = json!(table.key_names());
             value["cursor_column"] = json!(table.cursor_column().map(|column| &column.name));
             value["is_indexed"] = json!(table.is_indexed);
+            if let Some(sql) = sql(table) {
+                value["sql"] = json!(sql);
+            }
             if let Some(index) = missing_index(table) {
                 value["index"] = json!(index);
             }

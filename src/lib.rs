@@ -48,6 +48,7 @@ mod sync;
 mod table;
 mod table_name;
 mod text;
+mod warehouse;
 
 pub use app::App;
 pub use handler::handle;

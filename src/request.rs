@@ -18,12 +18,23 @@ pub(crate) struct Request {
     pub(crate) secrets: Option<Hidden>,
     /// Where Fivetran wants the rows; `None`: in the answer.
     pub(crate) file: Option<File>,
+    /// Whose SQL the discovery gives.
+    pub(crate) warehouse: Option<Warehouse>,
 }
 
 impl Request {
     /// With nothing picked and nothing limited.
     pub(crate) fn new(door: Door, action: Action) -> Self {
-        Self { door, action, tables: None, limits: Limits::default(), state: None, secrets: None, file: None }
+        Self {
+            door,
+            action,
+            tables: None,
+            limits: Limits::default(),
+            state: None,
+            secrets: None,
+            file: None,
+            warehouse: None,
+        }
     }
 
     /// Whether it works on the tables that are configured.
@@ -75,6 +86,38 @@ pub(crate) enum Action {
     Status,
     /// Say which tables the database has, and how to configure them.
     Discover,
+}
+
+/// Who reads the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Warehouse {
+    Athena,
+    Snowflake,
+    Redshift,
+    BigQuery,
+    Databricks,
+    DuckDb,
+}
+
+impl Warehouse {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Athena, Self::Snowflake, Self::Redshift, Self::BigQuery, Self::Databricks, Self::DuckDb];
+
+    /// As callers write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Athena => "athena",
+            Self::Snowflake => "snowflake",
+            Self::Redshift => "redshift",
+            Self::BigQuery => "bigquery",
+            Self::Databricks => "databricks",
+            Self::DuckDb => "duckdb",
+        }
+    }
+
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|warehouse| warehouse.name() == name)
+    }
 }
 
 /// Bounds on one run; `None`: as configured.

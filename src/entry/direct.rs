@@ -4,17 +4,18 @@ use serde_json::{Map, Value};
 
 use super::{clipped, invalid, limits, refuse_unknown, tables};
 use crate::error::Error;
-use crate::request::{Action, Door, Hidden, Request};
+use crate::request::{Action, Door, Hidden, Request, Warehouse};
 
 pub(super) const EXAMPLE: &str =
     r#"send {"action":"sync"}, or {"action":"sync","tables":["public.users"],"limits":{"max_seconds":240}}"#;
 
 pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
-    refuse_unknown(event, &["action", "tables", "limits", "state"], "the event")?;
+    refuse_unknown(event, &["action", "tables", "limits", "state", "warehouse"], "the event")?;
     let request = Request {
         tables: tables(event)?,
         limits: limits(event)?,
         state: state(event)?,
+        warehouse: warehouse(event)?,
         ..Request::new(Door::Direct, action(event)?)
     };
     if request.action == Action::Resync && request.tables.is_none() {
@@ -25,6 +26,18 @@ pub(super) fn read(event: &Map<String, Value>) -> Result<Request, Error> {
             .with_hint("to read again with a state of your own, send {} as `state`"));
     }
     Ok(request)
+}
+
+fn warehouse(event: &Map<String, Value>) -> Result<Option<Warehouse>, Error> {
+    let Some(value) = event.get("warehouse") else { return Ok(None) };
+    if event.get("action").and_then(Value::as_str) != Some("discover") {
+        return Err(invalid("`warehouse` is for the action `discover`"));
+    }
+    let warehouse = value.as_str().and_then(Warehouse::parse);
+    warehouse.map(Some).ok_or_else(|| {
+        let names: Vec<&str> = Warehouse::ALL.into_iter().map(Warehouse::name).collect();
+        invalid("unknown `warehouse`").with_hint(format!("known: {}", names.join(", ")))
+    })
 }
 
 fn action(event: &Map<String, Value>) -> Result<Action, Error> {

@@ -1,5 +1,9 @@
 //! What an operator asks: where each table stands, which tables there are, and to begin one anew.
 
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 
 use crate::case::{Case, invoke, sync, table};
@@ -167,4 +171,126 @@ async fn a_table_to_discover_need_not_be_configured() {
     let answer = invoke(&function, &json!({"action": "discover", "tables": ["other"]})).await.answer();
     assert_eq!(answer["tables"].as_array().unwrap().len(), 1);
     assert_eq!(answer["configuration"], json!({"TABLES": "public.other"}));
+}
+
+const WAREHOUSES: [&str; 6] = ["athena", "snowflake", "redshift", "bigquery", "databricks", "duckdb"];
+
+/// A table's SQL for a warehouse, as tests/warehouse.py takes it.
+async fn statements(function: &harness::Function, name: &str, warehouse: &str) -> Value {
+    let event = json!({"action": "discover", "tables": [name], "warehouse": warehouse});
+    let answer = invoke(function, &event).await.answer();
+    let sql = answer["tables"][0]["sql"].as_array().unwrap_or_else(|| panic!("no SQL: {answer}")).clone();
+    let statements: Vec<Value> =
+        sql.iter().map(|statement| json!([statement["name"], statement["sql"]])).collect();
+    json!({"warehouse": warehouse, "statements": statements})
+}
+
+/// Runs tests/warehouse.py; its standard output.
+fn warehouse_py(mode: &str, input: &Value) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/warehouse.py");
+    let mut child = Command::new(harness::tools::python())
+        .arg(script)
+        .arg(mode)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_sql_for_each_warehouse_is_sql_whatever_the_types_and_names() {
+    let case = Case::new("warehouses").await;
+    for statement in crate::types_matrix::SETUP {
+        case.run(statement).await;
+    }
+    let columns: Vec<String> = crate::types_matrix::MATRIX
+        .iter()
+        .take(300)
+        .enumerate()
+        .map(|(i, (ty, ..))| format!("c{i} {ty}"))
+        .collect();
+    case.run(&format!(
+        "create table types (id int primary key, modified_at timestamptz, {})",
+        columns.join(", ")
+    ))
+    .await;
+    case.run(
+        r#"create schema "My Sales";
+           create table "My Sales"."Order ""1"" é" ("Id" uuid, "order" int, "Order" text, "it's; -- `x`" numeric(12,2),
+               "a.b" jsonb, "_x" bytea, "sync_date" date, modified_at timestamptz, primary key ("Id", "order"))"#,
+    )
+    .await;
+    case.run(&format!(
+        r#"grant usage on schema "My Sales" to {0}; grant select on all tables in schema "My Sales" to {0}"#,
+        case.database.user
+    ))
+    .await;
+    let function = case.function(&[("TABLES", "")]).await;
+    let mut all = Vec::new();
+    for name in ["types", r#""My Sales"."Order ""1"" é""#] {
+        for warehouse in WAREHOUSES {
+            all.push(statements(&function, name, warehouse).await);
+        }
+    }
+    let count: usize = warehouse_py("parse", &json!(all)).trim().parse().unwrap();
+    assert!(count >= 2 * WAREHOUSES.len() * 4, "{count} statements");
+}
+
+#[tokio::test]
+async fn duckdb_merges_what_was_delivered_into_the_table() {
+    let case = Case::new("duckdb").await;
+    case.run(
+        r#"create table things (id int8 primary key, "Full ""Name""" text, price numeric(10,2), ratio float8, doc jsonb,
+               tags text[], at timestamptz, day date, raw bytea, is_on bool, modified_at timestamptz not null default clock_timestamp());
+           create index on things (modified_at);
+           insert into things select i, 'Łukasz "🦀" ' || i, i / 7.0, 'NaN', jsonb_build_object('a', i), array['x', null], now(),
+               '2026-01-31', decode(md5(i::text), 'hex'), i % 2 = 0 from generate_series(1, 1000) i;
+           insert into things (id) values (9007199254740993)"#,
+    )
+    .await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    case.run(
+        "update things set price = 0.01, is_on = null, modified_at = clock_timestamp() where id % 3 = 0",
+    )
+    .await;
+    sync(&function).await;
+    case.run("insert into things (id, price) values (-1, 1)").await;
+    sync(&function).await;
+    let sql = statements(&function, "things", "duckdb").await.to_string();
+    let root = case.stack.s3.root.join("bastion-sync");
+    let local: Value =
+        serde_json::from_str(&sql.replace("s3://bastion-sync", root.to_str().unwrap())).unwrap();
+    let merged: std::collections::BTreeMap<String, Value> = warehouse_py("run", &json!([local]))
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            (row["id"].to_string(), row)
+        })
+        .collect();
+    let mut newest = case.newest("public.things", "id");
+    for row in newest.values_mut() {
+        // As its DECIMAL prints.
+        assert!(row["price"].is_null() || row["price"].is_string());
+    }
+    assert_eq!(merged.len(), 1002);
+    for (id, row) in &newest {
+        assert_eq!(merged.get(id), Some(row), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn the_sql_needs_seq_and_a_known_warehouse() {
+    let case = Case::with_users("warehouse_off", 1).await;
+    let function = case.function(&[("METADATA_COLUMNS", "off")]).await;
+    let error = invoke(&function, &json!({"action": "discover", "warehouse": "duckdb"})).await.error();
+    assert!(error.message.contains("METADATA_COLUMNS"), "{}", error.message);
+    for event in [json!({"action": "discover", "warehouse": "oracle"}), json!({"warehouse": "duckdb"})] {
+        assert_eq!(invoke(&function, &event).await.error().error_type, "InvalidRequest");
+    }
 }

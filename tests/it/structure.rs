@@ -61,7 +61,7 @@ fn modules_depend_downwards_only() {
         &["app"],
         &["credentials"],
         &["source", "sink", "entry"],
-        &["plan", "cursor"],
+        &["plan", "cursor", "warehouse"],
         &["table"],
         &["encode", "config"],
         &["request"],

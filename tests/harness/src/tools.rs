@@ -94,6 +94,11 @@ pub(crate) fn moto_server() -> Option<PathBuf> {
     (server.is_file() && moto_version(&venv)? >= MOTO_MINIMUM).then_some(server)
 }
 
+/// Python, with the packages of tests/requirements.txt.
+pub fn python() -> PathBuf {
+    venv().join("bin/python")
+}
+
 fn venv() -> PathBuf {
     match env::var_os("BASTION_SYNC_VENV") {
         Some(path) => PathBuf::from(path),
