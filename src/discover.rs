@@ -46,7 +46,7 @@ pub(crate) async fn discover(call: &Call<'_>) -> Result<Value, Error> {
         "ok": true,
         "database": database,
         "configuration": configuration(&listed),
-        "tables": listed.iter().map(|listed| table(listed, &sql)).collect::<Vec<_>>(),
+        "tables": listed.iter().map(|listed| table(listed, sql)).collect::<Vec<_>>(),
     }))
 }
 

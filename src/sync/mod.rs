@@ -66,12 +66,15 @@ pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
         outcome
     }
     .await;
-    ledger.remember(failures(&outcome)).await;
+    // A run that another was ahead of has not failed.
+    if outcome.as_ref().err().is_none_or(|error| error.kind() != Kind::CheckpointConflict) {
+        ledger.remember(fared(&outcome)).await;
+    }
     outcome
 }
 
 /// How the run and its tables fared, for `status`.
-fn failures(outcome: &Result<Outcome, Error>) -> Fared<'_> {
+fn fared(outcome: &Result<Outcome, Error>) -> Fared<'_> {
     match outcome {
         Ok(outcome) => Fared {
             run: None,

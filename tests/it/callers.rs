@@ -17,7 +17,8 @@ fn event(name: &str) -> Value {
 #[tokio::test]
 async fn every_event_file_gets_a_good_answer() {
     let case = Case::with_users("events", 20).await;
-    let function = case.function(&[("TABLES", "SAMPLE_USERS")]).await;
+    let function =
+        case.function(&[("TABLES", "SAMPLE_USERS"), ("FIVETRAN_BUCKET", harness::FIVETRAN_BUCKET)]).await;
     sync(&function).await;
     let mut names: Vec<String> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("events"))
         .unwrap()
@@ -35,7 +36,7 @@ async fn every_event_file_gets_a_good_answer() {
             "fivetran" => {
                 assert_eq!(answer["schema"]["sample_users"]["primary_key"], json!(["id"]), "{name}: {answer}")
             }
-            _ if name.contains("check") || name.contains("resync") => {
+            _ if ["check", "resync", "status", "discover"].iter().any(|action| name.contains(action)) => {
                 assert_eq!(answer["ok"], true, "{name}: {answer}")
             }
             _ => {
@@ -44,6 +45,37 @@ async fn every_event_file_gets_a_good_answer() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn ticks_that_come_twice_at_once_or_late_do_no_harm() {
+    let case = Case::with_users("ticks", 50).await;
+    let functions = [case.function(&[]).await, case.function(&[]).await, case.function(&[]).await];
+    let ticks = [event("schedule.json"), event("schedule.json"), event("eventbridge-rule.json")];
+    let mut conflicts = 0;
+    for round in 0..6 {
+        case.run(&format!(
+            "insert into sample_users select 'r{round}-' || i, 'x' from generate_series(1, 20) i"
+        ))
+        .await;
+        let [a, b, c] = &functions;
+        let outcomes = tokio::join!(invoke(a, &ticks[0]), invoke(b, &ticks[1]), invoke(c, &ticks[2]));
+        for outcome in [outcomes.0, outcomes.1, outcomes.2] {
+            match outcome.outcome {
+                Ok(answer) => assert_eq!(answer["failed"], 0, "{answer}"),
+                Err(error) => {
+                    assert_eq!(error.error_type, "CheckpointConflict", "{}", error.message);
+                    conflicts += 1;
+                }
+            }
+        }
+        case.assert_users_are_complete().await;
+    }
+    // Late: hours after the others, its time does not count.
+    let late = invoke(&functions[0], &ticks[0]).await.answer();
+    assert_eq!(table(&late, "public.sample_users")["rows"], 0);
+    assert_eq!(case.rows("public.sample_users").len(), 50 + 6 * 20, "each row once; {conflicts} conflicts");
+    case.assert_nothing_is_left().await;
 }
 
 #[tokio::test]

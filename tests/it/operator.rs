@@ -273,11 +273,7 @@ async fn duckdb_merges_what_was_delivered_into_the_table() {
             (row["id"].to_string(), row)
         })
         .collect();
-    let mut newest = case.newest("public.things", "id");
-    for row in newest.values_mut() {
-        // As its DECIMAL prints.
-        assert!(row["price"].is_null() || row["price"].is_string());
-    }
+    let newest = case.newest("public.things", "id");
     assert_eq!(merged.len(), 1002);
     for (id, row) in &newest {
         assert_eq!(merged.get(id), Some(row), "{id}");

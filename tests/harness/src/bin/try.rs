@@ -427,9 +427,9 @@ fn show_discovered(answer: &Value, arguments: &Arguments) -> Result<(), Failure>
     let out = if arguments.out == Path::new("out") {
         String::new()
     } else {
-        format!(" OUT={}", quoted(&arguments.out.to_string_lossy()))
+        format!(" OUT={}", quoted(arguments.out.to_string_lossy()))
     };
-    let config = quoted(&arguments.config.to_string_lossy());
+    let config = quoted(arguments.config.to_string_lossy());
     println!(
         "\nNext, with the tables that you want:\n  make try CONFIG={config} TABLES={}{out}",
         quoted(&names)
@@ -520,7 +520,7 @@ impl Total {
             self.tables.values().find_map(|tally| newest_object(root, tally.manifest.as_deref()?))
         {
             let object = bucket.join(key);
-            println!("The newest rows:\n  gzip -dc {} | head -3", quoted(&object.to_string_lossy()));
+            println!("The newest rows:\n  gzip -dc {} | head -3", quoted(object.to_string_lossy()));
         }
         println!("The same command again brings what changes meanwhile.");
     }
