@@ -27,14 +27,15 @@ demo: setup ## Show the whole job on a local PostgreSQL, bastion and S3
 try: ## Sync your own tables into ./out: CONFIG=configuration.json TABLES=public.users
 	@[ -n "$${CONFIG:-}" ] || { echo "usage: make try CONFIG=configuration.json [TABLES=public.users,sales.*] [OUT=out]" >&2; exit 2; }
 	@echo "building (some minutes the first time)" >&2
-	@cargo build --release --bin bastion-sync
-	@cargo build --package harness --bin try
+	@cargo build --quiet --release --bin bastion-sync
+	@cargo build --quiet --package harness --bin try
 	@FUNCTION=$(CURDIR)/target/release/bastion-sync target/debug/try "$$CONFIG" "$${TABLES:-}" "$${OUT:-out}"
 
 test: setup ## Run every test against the local stack
 	@cargo build --package harness --bins
+	@cargo build --release --bin bastion-sync
 	@cargo $(RUNNER) --workspace --no-run
-	@$(HARNESS) cargo $(RUNNER) --workspace
+	@BASTION_SYNC_BINARY=$(CURDIR)/target/release/bastion-sync $(HARNESS) cargo $(RUNNER) --workspace
 
 stress: setup ## Run the cursor against hostile writers for SECONDS=60; the last line counts what was lost and repeated
 	@cargo build --package harness --bin harness

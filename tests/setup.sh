@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the local stack needs and is not here yet: PostgreSQL, the OpenSSH server, a C compiler, and a Python
-# virtual environment (.venv) with moto and cargo-lambda. Says what it does, and asks nothing on Debian and Ubuntu with
+# virtual environment (.venv) with moto, cargo-lambda and what the tests check with. Says what it does, and asks nothing on Debian and Ubuntu with
 # root or passwordless sudo; elsewhere it prints the commands. Leaves no service running or enabled that was not before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -77,8 +77,10 @@ install_packages() {
 [ "${#packages[@]}" = 0 ] || install_packages
 
 if ! cmp -s tests/requirements.txt .venv/installed.txt || ! .venv/bin/python -c 'import moto' >/dev/null 2>&1; then
-  say "making .venv with moto and cargo-lambda (pip)"
+  say "making .venv: moto, cargo-lambda, AWS's runtime emulator, sqlglot, duckdb (pip)"
   python3 -m venv --clear .venv
   PIP_USER=0 .venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+  # AWS's runtime interface emulator lies in this wheel. Its Python is not run, so none of its dependencies is needed.
+  PIP_USER=0 .venv/bin/pip install --quiet --disable-pip-version-check --no-deps aws-sam-cli==1.170.0
   cp tests/requirements.txt .venv/installed.txt
 fi

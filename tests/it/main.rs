@@ -11,6 +11,9 @@ mod fivetran;
 mod keys;
 mod main_job;
 mod operator;
+#[cfg(target_os = "linux")]
+mod runtime;
+mod step_functions;
 mod stress;
 mod structure;
 mod try_it;

@@ -1,6 +1,6 @@
-//! An HTTP/1.1 server inside this process: S3 and the Lambda Runtime API are answered by it.
+//! HTTP inside this process: a server, by which S3 and the Lambda Runtime API are answered, and a call of a local one.
 
-use std::{error::Error, net::SocketAddr};
+use std::{error::Error, io, net::SocketAddr};
 
 use hyper::{
     Request, Response,
@@ -10,7 +10,8 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpListener,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
 };
 
@@ -58,4 +59,29 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.accept.abort();
     }
+}
+
+/// One POST by hand, since a client would be more crates: status and body. HTTP/1.0, so that the answer comes in one
+/// piece and ends with the connection.
+pub(crate) async fn post(
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<(u16, Vec<u8>)> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    let head =
+        format!("POST {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n");
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let end = end.ok_or_else(|| io::Error::other("no HTTP answer"))?;
+    let body = answer.split_off(end + 4);
+    let head = String::from_utf8_lossy(&answer);
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.ok_or_else(|| io::Error::other("no HTTP status"))?, body))
 }

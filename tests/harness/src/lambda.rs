@@ -339,7 +339,7 @@ fn reply(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
     response.body(Full::from(body)).expect("the headers are valid")
 }
 
-fn parse_error(body: &[u8]) -> FunctionError {
+pub(crate) fn parse_error(body: &[u8]) -> FunctionError {
     serde_json::from_slice(body).unwrap_or_else(|_| FunctionError {
         error_type: "Runtime.InvalidError".to_owned(),
         message: String::from_utf8_lossy(body).into_owned(),

@@ -6,10 +6,12 @@
 
 pub mod bastion;
 mod directory;
+pub mod emulator;
 pub mod fivetran;
 mod http;
 pub mod keys;
 pub mod lambda;
+mod moto;
 pub mod one_secret;
 pub mod postgres;
 pub mod process;
@@ -18,7 +20,9 @@ mod random;
 pub mod running;
 pub mod s3;
 pub mod secrets;
+pub mod step_functions;
 pub mod tools;
+pub mod watch;
 
 use std::{env, path::PathBuf};
 
@@ -28,6 +32,7 @@ use serde_json::{Value, json};
 
 pub use crate::{
     bastion::{Bastion, BastionAddress, BastionOptions, HostKey},
+    emulator::{Emulator, EmulatorOptions},
     fivetran::{Fivetran, Mishap},
     keys::ClientKey,
     lambda::{Function, FunctionError, FunctionOptions, Invocation},
@@ -35,6 +40,8 @@ pub use crate::{
     proxy::{Hold, Proxy, Trigger},
     random::Random,
     s3::{BUCKET, FIVETRAN_BUCKET, S3Address},
+    step_functions::{Execution, StepFunctions},
+    watch::Watch,
 };
 
 /// Holds the JSON of a [`Stack`].

@@ -94,6 +94,18 @@ pub(crate) fn moto_server() -> Option<PathBuf> {
     (server.is_file() && moto_version(&venv)? >= MOTO_MINIMUM).then_some(server)
 }
 
+/// AWS's runtime interface emulator, which the wheel of aws-sam-cli brings.
+pub(crate) fn runtime_interface_emulator() -> Option<PathBuf> {
+    let architecture = if env::consts::ARCH == "aarch64" { "arm64" } else { env::consts::ARCH };
+    let file = format!("samcli/local/rapid/aws-lambda-rie-{architecture}");
+    site_packages(&venv()).map(|packages| packages.join(&file)).find(|file| file.is_file())
+}
+
+pub(crate) fn cargo_lambda() -> Option<PathBuf> {
+    let program = venv().join("bin/cargo-lambda");
+    if program.is_file() { Some(program) } else { in_path("cargo-lambda") }
+}
+
 /// Python, with the packages of tests/requirements.txt.
 pub fn python() -> PathBuf {
     venv().join("bin/python")
@@ -109,11 +121,15 @@ fn venv() -> PathBuf {
     }
 }
 
+/// `lib/python3.11/site-packages`, for each Python that it has.
+fn site_packages(venv: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let libraries = fs::read_dir(venv.join("lib")).into_iter().flatten().flatten();
+    libraries.map(|python| python.path().join("site-packages"))
+}
+
 /// From the name of the package's metadata, since asking Python takes most of a second.
 fn moto_version(venv: &Path) -> Option<[u32; 3]> {
-    let libraries = fs::read_dir(venv.join("lib")).ok()?;
-    let packages =
-        libraries.flatten().filter_map(|python| fs::read_dir(python.path().join("site-packages")).ok());
+    let packages = site_packages(venv).filter_map(|packages| fs::read_dir(packages).ok());
     packages.flatten().flatten().find_map(|package| {
         let name = package.file_name();
         let version = name.to_str()?.strip_prefix("moto-")?.strip_suffix(".dist-info")?;
