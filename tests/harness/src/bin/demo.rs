@@ -65,6 +65,23 @@ async fn main() {
     demo.title("No-change sync", "Nothing has changed, so nothing is written but the checkpoint.");
     demo.sync(&watch, 0).await;
 
+    demo.title("Where it stands", "From S3 alone: neither the bastion nor the database is asked.");
+    let answer = demo.invoke(&watch, "direct-status.json").await.expect("an answer");
+    demo.quote("answer", &serde_json::to_string_pretty(&answer).expect("string keys"));
+    demo.verdict(answer["ok"] == true, "no failure is noted");
+
+    demo.title(
+        "Into a warehouse",
+        "What DuckDB needs to keep a copy of the table; five other warehouses have theirs.",
+    );
+    let answer = demo.invoke(&watch, "direct-discover.json").await.expect("an answer");
+    let statements = answer["tables"][0]["sql"].as_array().cloned().unwrap_or_default();
+    for statement in &statements {
+        let sql = statement["sql"].as_str().unwrap_or_default();
+        demo.quote(statement["name"].as_str().unwrap_or_default(), sql);
+    }
+    demo.verdict(statements.len() == 4, &format!("{} statements", statements.len()));
+
     demo.title(
         "Fivetran",
         "The same function, called as Fivetran's AWS Lambda connector calls it: rows come in the answer.",
