@@ -76,6 +76,11 @@ impl Call<'_> {
             return Err(Error::new(Kind::InvalidRequest, "`file` lies below OUTPUT_URI")
                 .with_hint("give Fivetran a bucket of its own"));
         }
+        if let TableSource::Document(uri) = &self.config.tables
+            && (&uri.bucket, &uri.prefix) == (bucket, key)
+        {
+            return Err(Error::new(Kind::InvalidRequest, "`file` is the document of CONFIG_URI"));
+        }
         Ok(Some((Storage::new(self.app.s3.clone(), at), key.clone())))
     }
 

@@ -9,6 +9,7 @@ use crate::cursor::State;
 use crate::error::Error;
 use crate::request::Door;
 use crate::sink::fivetran;
+use crate::sink::ledger::Ledger;
 use crate::source::catalog::find_tables;
 use crate::table::Table;
 
@@ -27,6 +28,10 @@ pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
     let rules = call.rules().await?;
     let state =
         call.request.state.as_ref().map_or_else(|| Ok(State::default()), |state| State::parse(&state.0))?;
+    if call.request.state.is_some() {
+        // Whether a caller can hold the state.
+        Ledger::of_caller(state.clone(), call.output()?).await?;
+    }
     let session = open_session(call).await?;
     let outcome = async {
         let mut tables = Vec::new();
@@ -41,6 +46,7 @@ pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
         }
         if call.request.door == Door::Fivetran {
             fivetran::check_names(&tables)?;
+            state.check_tables(tables.len())?;
         }
         Ok::<_, Error>(Checked { tables })
     }

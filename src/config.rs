@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Kind};
 use crate::request::{Action, Door, Request};
 use crate::table_name::{TableName, TablePattern};
-use crate::text::hex;
+use crate::text::{hex, timestamp};
 
 /// What the environment says, validated.
 #[derive(Debug, Clone)]
@@ -148,6 +148,26 @@ pub(crate) struct TableOptions {
     pub(crate) deleted_column: Option<String>,
 }
 
+impl TableOptions {
+    /// As the document of `CONFIG_URI` has them.
+    pub(crate) fn to_value(&self) -> Value {
+        let mut value = Map::new();
+        if let Some(columns) = &self.cursor_columns {
+            value.insert("cursor_column".to_owned(), columns.clone().into());
+        }
+        if !self.exclude.is_empty() {
+            value.insert("exclude".to_owned(), self.exclude.clone().into());
+        }
+        if let Some(start) = self.start {
+            value.insert("start".to_owned(), timestamp(start).into());
+        }
+        if let Some(column) = &self.deleted_column {
+            value.insert("deleted_column".to_owned(), column.clone().into());
+        }
+        Value::Object(value)
+    }
+}
+
 impl TableRules {
     fn new(mut rules: Vec<TableRule>) -> Self {
         rules.sort_by_key(|rule| std::cmp::Reverse(rule.pattern.specificity()));
@@ -163,6 +183,11 @@ impl TableRules {
     /// The options of a table, or `None` if it is not configured.
     pub(crate) fn options(&self, table: &TableName) -> Option<&TableOptions> {
         self.rules.iter().find(|rule| rule.pattern.matches(table))?.options.as_ref()
+    }
+
+    /// Whether a table is left out on purpose.
+    pub(crate) fn excludes(&self, table: &TableName) -> bool {
+        self.rules.iter().find(|rule| rule.pattern.matches(table)).is_some_and(|rule| rule.options.is_none())
     }
 
     /// The tables that are named outright and must therefore exist.
@@ -237,7 +262,17 @@ impl Config {
             fivetran_bucket: env.text("FIVETRAN_BUCKET"),
             has_fivetran_ndjson: env.switch("FIVETRAN_NDJSON").unwrap_or(false),
         };
-        if config.bastion_secret_id.is_none() && !config.allows_event_secrets {
+        let door = request.door;
+        let is_known = !env.problems.iter().any(|problem| problem.starts_with("DOORS"));
+        if is_known && !config.doors.contains(&door) {
+            let context = format!("the door `{}` is not open", door.name());
+            return Err(Error::new(Kind::InvalidRequest, context)
+                .with_hint(format!("add `{}` to the environment variable DOORS to open it", door.name())));
+        }
+        if request.action != Action::Status
+            && config.bastion_secret_id.is_none()
+            && !config.allows_event_secrets
+        {
             env.problems.push(
                 "BASTION_SECRET_ID is not set: the name or ARN of the secret with the bastion's key"
                     .to_owned(),
@@ -253,12 +288,6 @@ impl Config {
             env.problems.push("OUTPUT_URI is not set: where to write, s3://bucket/prefix".to_owned());
         }
         report("the environment", &env.problems)?;
-        let door = request.door;
-        if !config.doors.contains(&door) {
-            let context = format!("the door `{}` is not open", door.name());
-            return Err(Error::new(Kind::InvalidRequest, context)
-                .with_hint(format!("add `{}` to the environment variable DOORS to open it", door.name())));
-        }
         Ok(config)
     }
 }

@@ -1,14 +1,20 @@
 //! The discovery: which tables the database has, how each would be synced, the lines of configuration to paste, and a
 //! warehouse's SQL.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::app::{Call, open_session};
-use crate::config::TableRules;
+use crate::config::{TableOptions, TableRules};
 use crate::error::{Error, Kind};
 use crate::source::catalog::{Listed, list_tables};
 use crate::table::Table;
+use crate::table_name::{quoted, quoted_if_needed};
 use crate::warehouse;
+
+/// With so many names the configuration takes a quarter of an answer.
+const MOST_NAMED_TABLES: usize = 500;
 
 /// What a column that every write sets is often called.
 const WORDS: [&str; 5] = ["modif", "updat", "chang", "last_", "mtime"];
@@ -45,24 +51,34 @@ pub(crate) async fn discover(call: &Call<'_>) -> Result<Value, Error> {
     Ok(json!({
         "ok": true,
         "database": database,
-        "configuration": configuration(&listed),
+        "configuration": configuration(&listed, &rules),
         "tables": listed.iter().map(|listed| table(listed, sql)).collect::<Vec<_>>(),
     }))
 }
 
-/// `TABLES`, or where the default columns do not do for all tables the document of `CONFIG_URI`.
-fn configuration(listed: &[Listed]) -> Value {
+/// `TABLES`, and where a table needs options of its own, or has some, the document of `CONFIG_URI`. Of very many tables only their
+/// schemas, so that an answer has room for them.
+fn configuration(listed: &[Listed], rules: &TableRules) -> Value {
     let usable = || listed.iter().filter_map(|listed| Some((listed, listed.table.as_ref().ok()?)));
-    let names: Vec<String> = usable().map(|(listed, _)| listed.name.to_string()).collect();
-    let suggestions: Map<String, Value> = usable()
+    if usable().count() > MOST_NAMED_TABLES {
+        let schemas: BTreeSet<String> =
+            usable().map(|(listed, _)| format!("{}.*", quoted_if_needed(&listed.name.schema))).collect();
+        return json!({"TABLES": schemas.into_iter().collect::<Vec<_>>().join(",")});
+    }
+    let is_wanted = |listed: &Listed| !rules.excludes(&listed.name);
+    let names: Vec<String> =
+        usable().filter(|(listed, _)| is_wanted(listed)).map(|(listed, _)| listed.name.to_string()).collect();
+    let tables: Map<String, Value> = usable()
         .map(|(listed, table)| {
-            let column = table.cursor.is_none().then(|| suggested(listed)).flatten();
-            let options = column.map_or_else(|| json!({}), |column| json!({"cursor_column": column}));
-            (listed.name.to_string(), options)
+            let mut options = rules.options(&listed.name).map_or_else(|| json!({}), TableOptions::to_value);
+            if let Some(column) = table.cursor.is_none().then(|| suggested(listed)).flatten() {
+                options["cursor_column"] = json!(column);
+            }
+            (listed.name.to_string(), if is_wanted(listed) { options } else { json!(false) })
         })
         .collect();
-    match suggestions.values().any(|options| *options != json!({})) {
-        true => json!({"TABLES": names.join(","), "CONFIG_URI": {"tables": suggestions}}),
+    match tables.values().any(|options| *options != json!({})) {
+        true => json!({"TABLES": names.join(","), "CONFIG_URI": {"tables": tables}}),
         false => json!({"TABLES": names.join(",")}),
     }
 }
@@ -92,7 +108,7 @@ fn table(listed: &Listed, sql: impl Fn(&Table) -> Option<Vec<Value>>) -> Value {
             if let Some(sql) = sql(table) {
                 value["sql"] = json!(sql);
             }
-            if let Some(index) = missing_index(table) {
+            if let Some(index) = missing_index(table, listed.is_partitioned) {
                 value["index"] = json!(index);
             }
         }
@@ -101,8 +117,9 @@ fn table(listed: &Listed, sql: impl Fn(&Table) -> Option<Vec<Value>>) -> Value {
 }
 
 /// The statement that makes the index which spares every run a look at each row.
-fn missing_index(table: &Table) -> Option<String> {
+fn missing_index(table: &Table, is_partitioned: bool) -> Option<String> {
     let column = table.cursor_column().filter(|_| !table.is_indexed)?;
-    let name = crate::table_name::quoted(&column.name);
-    Some(format!("create index concurrently on {} ({name})", table.name.to_sql()))
+    // On partitions at once there is none that lets writers go on.
+    let how = if is_partitioned { "" } else { " concurrently" };
+    Some(format!("create index{how} on {} ({})", table.name.to_sql(), quoted(&column.name)))
 }

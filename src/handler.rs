@@ -78,12 +78,15 @@ async fn invocation(
     let call = Call { app, config: &config, request: &request, deadline, sync_id };
     match request.action {
         Action::Sync | Action::Audit => {
-            let outcome = Box::pin(sync(&call)).await?;
+            let mut outcome = Box::pin(sync(&call)).await?;
+            let answer = match outcome.answer.take() {
+                Some(answer) => {
+                    answer.finish(&outcome.state.to_value(), &outcome.tables, outcome.has_more).await?
+                }
+                None => raw(&answer(&call, &outcome))?,
+            };
             metrics::emit(&outcome);
-            match request.door {
-                Door::Fivetran => fivetran_answer(outcome).await,
-                Door::Direct | Door::EventBridge => raw(&answer(&call, &outcome)),
-            }
+            Ok(answer)
         }
         Action::Check => {
             let checked = check(&call).await?;
@@ -169,12 +172,6 @@ fn whole_answer(call: &Call<'_>, outcome: &Outcome) -> Value {
         answer["notes"] = json!(outcome.notes);
     }
     answer
-}
-
-async fn fivetran_answer(outcome: Outcome) -> Result<Box<RawValue>, Error> {
-    let Outcome { answer, state, tables, has_more, .. } = outcome;
-    let answer = answer.ok_or_else(|| Error::new(Kind::Internal, "fivetran answer"))?;
-    answer.finish(&state.to_value(), &tables, has_more).await
 }
 
 fn raw(value: &Value) -> Result<Box<RawValue>, Error> {

@@ -17,29 +17,41 @@ use crate::text::{seconds, timestamp};
 
 const READ_AT_ONCE: usize = 16;
 
+const NOTHING: &str =
+    "nothing has been committed here: no sync has succeeded, or its callers hold the state themselves";
+
 /// Where each table of the checkpoint, or of the caller's own state, stands; `tables` picks some.
 ///
 /// # Errors
 /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`; `InvalidRequest` for a table that is not there.
 pub(crate) async fn status(call: &Call<'_>) -> Result<Value, Error> {
     let storage = call.storage()?;
-    let (state, failures, pending) = match &call.request.state {
+    let (state, mut failures, pending) = match &call.request.state {
         Some(state) => (State::parse(&state.0)?, Failures::default(), BTreeSet::new()),
-        None => Checkpoint::view(&storage).await?.unwrap_or_default(),
+        None => match Checkpoint::view(&storage).await? {
+            Some(view) => view,
+            None => {
+                return Ok(json!({"ok": false, "output": storage.uri(""), "tables": [], "notes": [NOTHING]}));
+            }
+        },
     };
-    let names: BTreeSet<&String> = state.tables.keys().chain(failures.tables.keys()).collect();
+    let rules = if call.config.has_tables() { Some(call.rules().await?) } else { None };
     let picked: Option<Vec<String>> =
         call.request.tables.as_ref().map(|tables| tables.iter().map(TableName::to_string).collect());
+    let is_wanted = |name: &String| match (&picked, &rules) {
+        (Some(picked), _) => picked.contains(name),
+        // What is not configured any more is of no interest.
+        (None, Some(rules)) => TableName::parse(name).is_ok_and(|table| rules.options(&table).is_some()),
+        (None, None) => true,
+    };
+    failures.tables.retain(|name, _| is_wanted(name));
+    let names: BTreeSet<&String> =
+        state.tables.keys().chain(failures.tables.keys()).filter(|name| is_wanted(name)).collect();
     if let Some(unknown) = picked.iter().flatten().find(|name| !names.contains(name)) {
-        let context = format!(
-            "table {unknown} is not in the {}",
-            call.request.state.as_ref().map_or("checkpoint", |_| "state")
-        );
-        return Err(Error::new(Kind::InvalidRequest, context).with_hint("it has not been synced yet"));
+        return Err(Error::new(Kind::InvalidRequest, format!("table {unknown} has not been synced yet")));
     }
-    let names = names.into_iter().filter(|name| picked.as_ref().is_none_or(|picked| picked.contains(name)));
     let now = Utc::now();
-    let tables = names.map(|name| {
+    let tables = names.into_iter().map(|name| {
         let (storage, cursor) = (&storage, state.tables.get(name));
         let (error, is_pending) = (json!(failures.tables.get(name)), pending.contains(name));
         async move {
@@ -85,13 +97,13 @@ async fn table(
     if cursor.seq > 0
         && let Some((bytes, _)) = storage.get(&key).await?
     {
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|_| {
-            Error::new(Kind::CursorInvalid, format!("{} is not a manifest of ours", storage.uri(&key)))
-        })?;
-        table["last_commit"] = json!({
-            "at": manifest.committed_at, "rows": manifest.rows, "bytes": manifest.bytes,
-            "objects": manifest.objects.len(), "manifest": storage.uri(&key), "sync_id": manifest.sync_id,
-        });
+        table["last_commit"] = match serde_json::from_slice::<Manifest>(&bytes) {
+            Ok(manifest) => json!({
+                "at": manifest.committed_at, "rows": manifest.rows, "bytes": manifest.bytes,
+                "objects": manifest.objects.len(), "manifest": storage.uri(&key), "sync_id": manifest.sync_id,
+            }),
+            Err(_) => json!({"manifest": storage.uri(&key), "problem": "it is not a manifest of ours"}),
+        };
     }
     Ok(table)
 }

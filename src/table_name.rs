@@ -39,7 +39,8 @@ pub(crate) fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-fn quoted_if_needed(identifier: &str) -> String {
+/// As people write it: quoted where it must be.
+pub(crate) fn quoted_if_needed(identifier: &str) -> String {
     let is_plain = identifier.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && identifier.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if is_plain { identifier.to_owned() } else { quoted(identifier) }

@@ -347,7 +347,7 @@ impl<'a> Sql<'a> {
                     "ndjson.zst" => "-- BigQuery reads no zstd: set COMPRESSION=gzip.\n",
                     _ => "",
                 };
-                let files = self.literal(&format!("{}*.{extension}", self.data_uri));
+                let files = self.literal(&format!("{}*", self.data_uri));
                 Some(format!(
                     "{hint}-- All objects anew. From S3 this needs a connection of BigQuery Omni (WITH CONNECTION at the end); or \
                      let\n-- Storage Transfer Service copy the objects to Cloud Storage, and name that.\n\

@@ -149,10 +149,11 @@ impl State {
         if state.tables.values().any(|cursor| cursor.seq >= MAX_SEQ) {
             return Err(invalid("a `seq` of the state is beyond any count of commits"));
         }
+        let seen_at = state.observed.as_ref().map(|observed| observed.at);
         let is_ahead = |cursor: &TableCursor| {
             cursor
                 .watermark
-                .zip(cursor.as_of)
+                .zip(cursor.as_of.or(seen_at))
                 .is_some_and(|(watermark, as_of)| watermark - as_of > TimeDelta::days(1))
         };
         if state.tables.values().any(is_ahead) {
@@ -164,6 +165,19 @@ impl State {
             return Err(invalid("a window of the state cannot be continued"));
         }
         Ok(state)
+    }
+
+    /// Whether the state is for so many tables.
+    ///
+    /// # Errors
+    /// `CursorInvalid` for the Python connector's, which is of one.
+    pub(crate) fn check_tables(&self, count: usize) -> Result<(), Error> {
+        if self.last_modified.is_none() || count == 1 {
+            return Ok(());
+        }
+        let context = format!("the Python connector's state is of one table, and {count} are configured");
+        Err(Error::new(Kind::CursorInvalid, context)
+            .with_hint("begin with that table alone in TABLES, and add the others once it has been synced"))
     }
 
     pub(crate) fn to_value(&self) -> Value {

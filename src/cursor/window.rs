@@ -38,7 +38,7 @@ pub(crate) struct TableCursor {
     /// D: the transactions from `xmin` on whose rows were delivered.
     #[serde(default, skip_serializing_if = "XidSet::is_empty")]
     pub(crate) delivered: XidSet,
-    /// The database's clock before that window was opened: t0. `None` during a backfill.
+    /// The database's clock before that window was opened: t0. `None` during a backfill, whose watermark, if any, was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) as_of: Option<DateTime<Utc>>,
     /// The relations that held the table's rows then.
@@ -335,8 +335,11 @@ impl TableCursor {
             }
             (false, ..) => None,
         };
+        let next_watermark = window.watermark.filter(|_| passed_over.is_none());
+        // One that was given to begin with is no more than a bound of what to read.
+        let proven = self.watermark.filter(|_| !self.is_backfill());
         Self {
-            watermark: self.watermark.max(window.watermark.filter(|_| passed_over.is_none())),
+            watermark: proven.max(next_watermark),
             passed_over,
             snapshot: Some(window.snapshot),
             delivered,
@@ -384,7 +387,11 @@ mod tests {
             lsn: None,
             position: Position::Range { after: None },
         };
-        let before = TableCursor { watermark: Some(time(10)), ..TableCursor::at_start(0, 1, String::new()) };
+        let before = TableCursor {
+            watermark: Some(time(10)),
+            as_of: Some(time(10)),
+            ..TableCursor::at_start(0, 1, String::new())
+        };
         let mut cursor = TableCursor { window: Some(window), ..before };
         assert!(!cursor.thin(1 << 20) && cursor.thin(300));
         let window = cursor.window.take().expect("it goes on");

@@ -10,8 +10,8 @@ use crate::error::{Error, Kind};
 use crate::request::{Door, Limits, Request};
 use crate::table_name::TableName;
 
-/// No event of ours is larger: a list of some thousand tables, or a state of 200 KB.
-const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Lambda takes no larger ones. A state that was answered must be taken back.
+const MAX_EVENT_BYTES: usize = 6 << 20;
 
 /// As many as an event may name; a pattern in the configuration takes any number.
 const MAX_TABLES: usize = 1000;

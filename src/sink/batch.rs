@@ -1,5 +1,5 @@
 //! A batch: the rows of one object, compressed and uploaded as it fills. At most three parts are in memory: one that
-//! fills and two under way.
+//! fills and two under way; and a copy of the first where it may be taken back.
 
 use std::io::Write;
 

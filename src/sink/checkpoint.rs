@@ -10,7 +10,6 @@ use serde_json::Value;
 use ulid::Ulid;
 
 use super::batch::Sealed;
-use super::ledger::Fared;
 use super::manifest::Manifest;
 use super::storage::{Completion, Condition, Put, Storage};
 use crate::cursor::{DatabaseId, Lsn, Observation, State, TableCursor};
@@ -85,13 +84,19 @@ impl Failures {
         *self == Self::default()
     }
 
-    fn after(&self, fared: &Fared<'_>) -> Self {
-        let mut after =
-            Self { run: fared.run.map(|error| Failure::new(error, self.run.as_ref())), ..self.clone() };
-        for (table, error) in &fared.tables {
-            match error {
-                Some(error) => {
-                    let failure = Failure::new(error, self.tables.get(table));
+    fn after(&self, run: Option<&Failure>, tables: &[(String, Option<Failure>)]) -> Self {
+        let since = |failure: &Failure, before: Option<&Failure>| match before {
+            Some(before) if before.error_type == failure.error_type => {
+                Failure { since: before.since.clone(), ..failure.clone() }
+            }
+            _ => failure.clone(),
+        };
+        let run = run.map(|failure| since(failure, self.run.as_ref()));
+        let mut after = Self { run, ..self.clone() };
+        for (table, failure) in tables {
+            match failure {
+                Some(failure) => {
+                    let failure = since(failure, self.tables.get(table));
                     after.tables.insert(table.clone(), failure);
                 }
                 None => {
@@ -104,12 +109,9 @@ impl Failures {
 }
 
 impl Failure {
-    fn new(error: &Error, before: Option<&Self>) -> Self {
-        let error_type = error.kind().name();
-        let before = before.filter(|before| before.error_type == error_type);
-        let since = before.map_or_else(|| timestamp(Utc::now()), |before| before.since.clone());
+    pub(super) fn new(error: &Error) -> Self {
         let message = error.to_string().chars().take(MOST_MESSAGE_CHARS).collect();
-        Self { error_type, message, since }
+        Self { error_type: error.kind().name(), message, since: timestamp(Utc::now()) }
     }
 }
 
@@ -141,26 +143,26 @@ impl Checkpoint {
     /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`.
     pub(crate) async fn load(storage: &Storage) -> Result<Self, Error> {
         let mut checkpoint = Self::read(storage).await?;
-        if checkpoint.etag.is_none() && storage.has_any("manifests/").await? {
-            return Err(Error::new(
-                Kind::CursorInvalid,
-                format!(
-                    "{} is missing although {} has manifests",
-                    storage.uri(KEY),
-                    storage.uri("manifests/")
-                ),
-            )
-            .with_hint(
-                "restore its newest version from the bucket's versions; or, to read everything again, choose \
-                 another prefix in OUTPUT_URI, or delete data/ and manifests/ below this one",
-            ));
-        }
         checkpoint.redo().await?;
         Ok(checkpoint)
     }
 
     async fn read(storage: &Storage) -> Result<Self, Error> {
         let Some((bytes, etag)) = storage.get(KEY).await? else {
+            if storage.has_any("manifests/").await? {
+                return Err(Error::new(
+                    Kind::CursorInvalid,
+                    format!(
+                        "{} is missing although {} has manifests",
+                        storage.uri(KEY),
+                        storage.uri("manifests/")
+                    ),
+                )
+                .with_hint(
+                    "restore its newest version from the bucket's versions; or, to read everything again, choose \
+                     another prefix in OUTPUT_URI, or delete data/ and manifests/ below this one",
+                ));
+            }
             return Ok(Self {
                 storage: storage.clone(),
                 etag: None,
@@ -332,9 +334,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `CursorInvalid`, `StorageDenied`, `StorageUnavailable`.
-    pub(super) async fn remember(&mut self, fared: &Fared<'_>) -> Result<(), Error> {
+    pub(super) async fn remember(
+        &mut self,
+        run: Option<&Failure>,
+        tables: &[(String, Option<Failure>)],
+    ) -> Result<(), Error> {
         for _ in 0..SWAP_ATTEMPTS {
-            let failures = self.failures.after(fared);
+            let failures = self.failures.after(run, tables);
             if failures == self.failures || self.etag.is_none() {
                 break;
             }

@@ -30,7 +30,7 @@ const GROWTH_BYTES: usize = 128 << 10;
 const LEAST_ROW_BYTES: usize = 1_000_000;
 
 /// Keys of deleted rows stand at the end of a document, and are kept until then.
-const MAX_DELETE_BYTES: usize = 8 << 20;
+const MAX_DELETE_BYTES: usize = 1 << 20;
 
 /// An open answer. It is finished or aborted, never just dropped.
 pub(crate) struct Answer {
@@ -184,6 +184,7 @@ impl Document {
         match self.storage.complete(&sealed.upload, &sealed.parts).await {
             Ok(Completion::Done) => Ok(()),
             Ok(Completion::Gone) => {
+                self.storage.abort(&sealed.upload).await;
                 Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed"))
             }
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{self, Change, Checkpoint, Publication};
+use super::checkpoint::{self, Change, Checkpoint, Failure, Publication};
 use super::storage::Storage;
 use crate::config::OnNewDatabase;
 use crate::cursor::{DatabaseId, Fence, Incarnation, Listing, Lsn, Observation, State, TableCursor};
@@ -30,13 +30,8 @@ pub(crate) struct Ledger {
     group_began: Instant,
     group_bytes: u64,
     notes: Vec<String>,
-}
-
-/// How a run and its tables fared: the error, if any.
-#[derive(Debug)]
-pub(crate) struct Fared<'a> {
-    pub(crate) run: Option<&'a Error>,
-    pub(crate) tables: Vec<(String, Option<&'a Error>)>,
+    /// How the tables of this run fared.
+    fared: Vec<(String, Option<Failure>)>,
 }
 
 /// The truth about the cursors.
@@ -76,17 +71,17 @@ impl Ledger {
         Ok(Self::new(Keeper::Caller(storage), state))
     }
 
-    /// The number of a table's last commit where the state does not know the table. A caller that begins anew with `{}`
-    /// must go on counting after what lies there, or its rows would look older than those.
+    /// The number of a table's last commit, `known` to the state. A caller that begins anew with `{}`, or repeats a call whose
+    /// answer was lost, must go on counting after what lies there, or its rows would look older than those.
     ///
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`.
-    pub(crate) async fn last_seq(&self, table: &TableName) -> Result<u64, Error> {
+    pub(crate) async fn last_seq(&self, table: &TableName, known: u64) -> Result<u64, Error> {
         match &self.keeper {
             Keeper::Caller(Some(storage)) => {
-                storage.last_number(&format!("manifests/{}/", table.to_key())).await
+                storage.last_number(&format!("manifests/{}/", table.to_key()), known).await
             }
-            Keeper::Checkpoint(_) | Keeper::Caller(None) => Ok(0),
+            Keeper::Checkpoint(_) | Keeper::Caller(None) => Ok(known),
         }
     }
 
@@ -98,6 +93,7 @@ impl Ledger {
             group_began: Instant::now(),
             group_bytes: 0,
             notes: Vec::new(),
+            fared: Vec::new(),
         }
     }
 
@@ -303,10 +299,21 @@ impl Ledger {
         matches!(self.keeper, Keeper::Checkpoint(_))
     }
 
-    /// Keeps what failed for `status`, where there is a checkpoint.
-    pub(crate) async fn remember(&mut self, fared: Fared<'_>) {
+    /// Takes down how a table fared.
+    pub(crate) fn fared(&mut self, table: &TableName, error: Option<&Error>) {
+        self.fared.push((table.to_string(), error.map(Failure::new)));
+    }
+
+    /// Keeps what failed for `status`, where there is a checkpoint. `error`: the run's.
+    pub(crate) async fn remember(&mut self, error: Option<&Error>) {
+        // A run that another was ahead of has not failed.
+        if error.is_some_and(|error| error.kind() == Kind::CheckpointConflict) {
+            return;
+        }
+        // A table's own is no failure of the run.
+        let run = error.filter(|error| !error.kind().is_of_table()).map(Failure::new);
         if let Keeper::Checkpoint(checkpoint) = &mut self.keeper
-            && let Err(error) = checkpoint.remember(&fared).await
+            && let Err(error) = checkpoint.remember(run.as_ref(), &self.fared).await
         {
             tracing::warn!(error = %error, "the failure is not in the checkpoint");
         }

@@ -159,16 +159,16 @@ impl Storage {
         Ok(!output.contents().is_empty())
     }
 
-    /// The highest number among objects named `{below}{number:010}.json`; 0 if there is none. Asks about twice as often
-    /// as the number has binary digits.
-    pub(crate) async fn last_number(&self, below: &str) -> Result<u64, Error> {
-        if !self.has_beyond(below, 0).await? {
-            return Ok(0);
+    /// The highest number among objects named `{below}{number:010}.json`; `known` if none is higher. Asks about twice as often
+    /// as the difference has binary digits.
+    pub(crate) async fn last_number(&self, below: &str, known: u64) -> Result<u64, Error> {
+        if !self.has_beyond(below, known).await? {
+            return Ok(known);
         }
         // It is greater than `low` and not greater than `high`.
-        let (mut low, mut high) = (0, 1);
+        let (mut low, mut high) = (known, known + 1);
         while self.has_beyond(below, high).await? {
-            (low, high) = (high, high * 2);
+            (low, high) = (high, high + 2 * (high - known));
             if high > MAX_NUMBER {
                 let context = format!("{} has an object that is not ours", self.uri(below));
                 return Err(Error::new(Kind::CursorInvalid, context).with_hint("move it to another place"));
@@ -193,7 +193,7 @@ impl Storage {
             .create_multipart_upload()
             .bucket(&self.at.bucket)
             .key(self.full(key))
-            .content_type("application/x-ndjson")
+            .content_type(if key.ends_with(".json") { "application/json" } else { "application/x-ndjson" })
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .metadata(TOKEN, token);
         let output = create.send().await.map_err(|error| self.error(key, Fault::of(&error)))?;
@@ -288,7 +288,7 @@ impl Storage {
         let place = self.uri(key);
         if fault.is_refusal() {
             Error::new(Kind::StorageDenied, place).with_source(fault).with_hint(
-                "check OUTPUT_URI, and that the role has s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on its \
+                "check the address, and that the role has s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on the \
                  prefix, s3:ListBucket on the bucket, and the rights on the bucket's KMS key",
             )
         } else {

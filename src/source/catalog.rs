@@ -1,5 +1,6 @@
 //! The catalog: which of the configured tables there are, their columns, types and primary keys.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio_postgres::types::Type;
@@ -20,7 +21,7 @@ pub(crate) type Found = (TableName, Result<Arc<Table>, Error>);
 /// and cannot be used is skipped with a warning, unless it has a cursor already: then it stands still, which is an error.
 ///
 /// # Errors
-/// As [`Session::error`].
+/// As [`Session::error`]; `SchemaChanged` where there is no table at all.
 pub(crate) async fn find_tables(
     session: &Session,
     config: &Config,
@@ -55,10 +56,14 @@ pub(crate) async fn find_tables(
             && rules.options(&name).is_some()
             && !found.iter().any(|(known, _)| *known == name)
         {
-            let error = Error::new(Kind::SchemaChanged, format!("table {name} does not exist"))
-                .with_hint("check its name and schema, db_name, and USAGE on the schema");
+            let error = missing(&name);
             found.push((name, Err(error)));
         }
+    }
+    if found.is_empty() {
+        return Err(Error::new(Kind::SchemaChanged, "no table is there to be synced").with_hint(
+            "TABLES names patterns only, and none of them finds a table that can be used; see the log",
+        ));
     }
     Ok(found)
 }
@@ -73,6 +78,7 @@ pub(crate) struct Listed {
     pub(crate) rows: Option<u64>,
     /// Columns of a type that a cursor column may have, and whether an index begins with it.
     pub(crate) times: Vec<(String, bool)>,
+    pub(crate) is_partitioned: bool,
     /// As it would be synced, or why it cannot be.
     pub(crate) table: Result<Table, Error>,
 }
@@ -96,7 +102,7 @@ pub(crate) async fn list_tables(
     let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
     let sizes = session
         .query(
-            "select (select sum(coalesce(pg_relation_size(t.relid), 0))::int8 from \
+            "select c.oid, (select sum(coalesce(pg_relation_size(t.relid), 0))::int8 from \
                        (select relid from pg_partition_tree(c.oid) union select c.oid::regclass) t), \
                     (select sum(p.reltuples)::int8 from pg_class p where p.reltuples >= 0 and p.relkind = 'r' and p.oid in \
                        (select relid from pg_partition_tree(c.oid) union select c.oid::regclass)) \
@@ -105,9 +111,14 @@ pub(crate) async fn list_tables(
             deadline,
         )
         .await?;
+    let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+    let sizes: HashMap<u32, (Option<u64>, Option<u64>)> =
+        sizes.iter().map(|size| (size.get(0), (number(size.get(1)), number(size.get(2))))).collect();
     let mut listed = Vec::new();
-    for (relation, size) in relations.into_iter().zip(sizes) {
-        let (bytes, rows): (Option<i64>, Option<i64>) = (size.get(0), size.get(1));
+    for relation in relations {
+        // Without one the table is gone meanwhile.
+        let Some((bytes, rows)) = sizes.get(&relation.oid).copied() else { continue };
+        let is_partitioned = relation.kind == "p";
         let name = relation.name.clone();
         let is_time = |column: &&CatalogColumn| {
             let ty = Type::from_oid(column.type_oid);
@@ -120,10 +131,18 @@ pub(crate) async fn list_tables(
             Err(error) if !error.kind().is_of_table() => return Err(error),
             outcome => outcome,
         };
-        let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
-        listed.push(Listed { name, bytes: number(bytes).unwrap_or(0), rows: number(rows), times, table });
+        listed.push(Listed { name, bytes: bytes.unwrap_or(0), rows, times, is_partitioned, table });
+    }
+    let is_there = |name: &&TableName| !listed.iter().any(|listed| listed.name == **name);
+    if let Some(name) = picked.into_iter().flatten().find(is_there) {
+        return Err(missing(name));
     }
     Ok(listed)
+}
+
+fn missing(name: &TableName) -> Error {
+    Error::new(Kind::SchemaChanged, format!("table {name} does not exist"))
+        .with_hint("check its name and schema, db_name, and USAGE on the schema")
 }
 
 /// Whether the table is of a shape that cannot be synced, and not just out of reach now.
@@ -197,7 +216,7 @@ async fn relations(
              join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
              left join pg_index i on i.indrelid = c.oid and i.indisprimary \
              where c.relkind in ('r', 'p', 'v', 'm', 'f') \
-               and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') \
+               and n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema' \
                and exists (select from unnest($1::text[], $2::text[]) as wanted(schema, name) \
                            where n.nspname like wanted.schema and c.relname like wanted.name) \
              order by n.nspname, c.relname, a.attnum",

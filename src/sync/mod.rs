@@ -19,7 +19,7 @@ use crate::request::{Action, Door, Limits};
 use crate::sink::batch::Sealed;
 use crate::sink::checkpoint::{Change, Publication};
 use crate::sink::fivetran::{self, Answer};
-use crate::sink::ledger::{Fared, Ledger};
+use crate::sink::ledger::Ledger;
 use crate::sink::manifest::{Manifest, Receipt};
 use crate::sink::output::Output;
 use crate::sink::storage::Storage;
@@ -66,26 +66,8 @@ pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
         outcome
     }
     .await;
-    // A run that another was ahead of has not failed.
-    if outcome.as_ref().err().is_none_or(|error| error.kind() != Kind::CheckpointConflict) {
-        ledger.remember(fared(&outcome)).await;
-    }
+    ledger.remember(outcome.as_ref().err()).await;
     outcome
-}
-
-/// How the run and its tables fared, for `status`.
-fn fared(outcome: &Result<Outcome, Error>) -> Fared<'_> {
-    match outcome {
-        Ok(outcome) => Fared {
-            run: None,
-            tables: outcome
-                .reports
-                .iter()
-                .map(|report| (report.table.to_string(), report.outcome.as_ref().err()))
-                .collect(),
-        },
-        Err(error) => Fared { run: Some(error), tables: Vec::new() },
-    }
 }
 
 /// A run under way.
@@ -166,13 +148,7 @@ impl<'a> Run<'a> {
     ) -> Result<Outcome, Error> {
         let tables: Vec<Arc<Table>> =
             found.iter().filter_map(|(_, table)| table.as_ref().ok().cloned()).collect();
-        if self.ledger.state().last_modified.is_some() && found.len() != 1 {
-            let context =
-                format!("the Python connector's state is of one table, and {} are configured", found.len());
-            return Err(Error::new(Kind::CursorInvalid, context).with_hint(
-                "begin with that table alone in TABLES, and add the others once it has been synced",
-            ));
-        }
+        self.ledger.state().check_tables(found.len())?;
         if self.is_fivetran() {
             fivetran::check_names(&tables)?;
             self.answer = Some(match document {
@@ -213,6 +189,7 @@ impl<'a> Run<'a> {
                 Err(Fault::Commit(error)) => return Err(error),
             };
             tracing::error!(table = %name, error_type = error.kind().name(), error = %error, "table failed");
+            self.ledger.fared(&name, Some(&error));
             self.session.give_up();
             if self.is_fivetran() {
                 // It has no place for a table's error: it is one of the sync, or the table would stand still unseen.
@@ -241,12 +218,9 @@ impl<'a> Run<'a> {
     /// The error of a run in which no table succeeded: the last, which is a hop's where there is one.
     fn no_success(&mut self) -> Error {
         let error = self.reports.pop().and_then(|report| report.outcome.err());
-        error.unwrap_or_else(|| match self.has_unfinished {
-            true => Error::new(Kind::NoProgress, "the time was over before a row could be read")
-                .with_hint("give the function a longer timeout, or raise max_seconds"),
-            false => Error::new(Kind::SchemaChanged, "no table is there to be synced").with_hint(
-                "TABLES names patterns only, and none of them finds a table that can be used; see the log",
-            ),
+        error.unwrap_or_else(|| {
+            Error::new(Kind::NoProgress, "the time was over before a row could be read")
+                .with_hint("give the function a longer timeout, or raise max_seconds")
         })
     }
 
@@ -343,6 +317,14 @@ impl<'a> Run<'a> {
                 }
             };
             // The server need not wait for the upload.
+            let is_anew =
+                cursor.window.as_ref().is_some_and(|window| window.snapshot != share.window.snapshot);
+            if is_anew && self.is_fivetran() && done.rows > 0 {
+                // The answer has rows of the window that cannot be gone on with: the next one has the new window's.
+                self.take_back(output, table).await?;
+                self.has_unfinished = true;
+                break;
+            }
             let (sealed, answer) = output.seal().await;
             self.answer = answer;
             let publication = self.publication(table, before.as_ref(), &share, sealed?);
@@ -382,6 +364,7 @@ impl<'a> Run<'a> {
             table = %table.name, seq = done.seq, row_count = done.rows, byte_count = done.bytes,
             object_count = done.objects, elapsed_ms = elapsed_ms(began), "table read"
         );
+        self.ledger.fared(&table.name, None);
         self.reports.push(Report { table: table.name.clone(), outcome: Ok(done) });
         Ok(())
     }
@@ -398,7 +381,7 @@ impl<'a> Run<'a> {
         let at_start = |seq| TableCursor::at_start(seq, table.oid, table.order());
         match self.ledger.state().cursor(&table.name) {
             None => {
-                let cursor = at_start(self.ledger.last_seq(&table.name).await?);
+                let cursor = at_start(self.ledger.last_seq(&table.name, 0).await?);
                 let Some(time) = self.ledger.state().last_modified else { return Ok(cursor) };
                 // All that the Python connector has told us. A time to come it had from a row.
                 let is_past = self.ledger.state().observed.as_ref().is_some_and(|seen| time <= seen.at);
@@ -422,7 +405,10 @@ impl<'a> Run<'a> {
                 "read it again: {{\"action\":\"resync\",\"tables\":[{}]}}",
                 json!(table.name.to_string())
             ))),
-            Some(cursor) => Ok(cursor.clone()),
+            Some(cursor) => {
+                let cursor = cursor.clone();
+                Ok(TableCursor { seq: self.ledger.last_seq(&table.name, cursor.seq).await?, ..cursor })
+            }
         }
     }
 
@@ -477,7 +463,7 @@ impl<'a> Run<'a> {
             sync_id: self.call.sync_id.clone(),
             committed_at: timestamp(Utc::now()),
             rows: share.rows,
-            bytes: share.bytes,
+            bytes: batches.iter().map(|batch| batch.bytes).sum(),
             objects,
             schema: storage.uri(&schema_key),
             config_hash: self.config_hash.clone(),

@@ -17,9 +17,10 @@ async fn the_status_tells_where_each_table_stands_without_the_database() {
     let case = Case::with_users("status", 30).await;
     case.run("create table empty (id int primary key, modified_at timestamptz)").await;
     // Nothing of the database or the secrets is needed.
-    let reader = case.function(&[("BASTION_SECRET_ID", "no/such/secret"), ("TABLES", "")]).await;
+    let reader = case.function(&[("BASTION_SECRET_ID", ""), ("TABLES", "")]).await;
     let answer = status(&reader).await;
-    assert_eq!((&answer["ok"], &answer["tables"]), (&json!(true), &json!([])));
+    assert_eq!((&answer["ok"], &answer["tables"]), (&json!(false), &json!([])));
+    assert!(answer["notes"][0].as_str().unwrap().contains("nothing has been committed"), "{answer}");
     case.assert_nothing_is_written();
 
     let function = case.function(&[]).await;
@@ -81,6 +82,17 @@ async fn the_status_keeps_a_failure_until_it_is_over() {
     let seen = status(&function).await;
     assert_eq!(seen["error"]["type"], "DatabaseAuthFailed");
     assert!(!seen.to_string().contains("hunter2"), "{seen}");
+
+    // A run of its own, in which no table succeeds, and another's success leave it as it is.
+    let event = json!({"tables": ["sample_users"]});
+    assert_eq!(invoke(&function, &event).await.error().error_type, "PermissionDenied");
+    assert_eq!(invoke(&function, &json!({"tables": ["other"]})).await.answer()["failed"], 0);
+    let seen = status(&function).await;
+    assert_eq!((&seen["error"], &table(&seen, "public.sample_users")["error"]), (&Value::Null, &failure));
+    // What is not configured any more is of no interest.
+    let others = case.function(&[("TABLES", "other")]).await;
+    let seen = status(&others).await;
+    assert_eq!((&seen["ok"], seen["tables"].as_array().unwrap().len()), (&json!(true), 1));
 
     case.run(&format!("grant select on sample_users to {}", case.database.user)).await;
     sync(&function).await;
@@ -148,7 +160,7 @@ async fn the_discovery_lists_what_can_be_synced_and_the_lines_to_paste() {
         (&json!(["id"]), &json!("modified_at"), &json!(true), None)
     );
     let parted = table(&answer, "public.parted");
-    assert!(parted["index"].as_str().unwrap().contains("\"updated_at\""), "{parted}");
+    case.run(parted["index"].as_str().unwrap()).await;
     assert!(table(&answer, "public.keyless")["problem"].as_str().unwrap().contains("primary key"));
     assert!(table(&answer, "public.secret")["problem"].as_str().unwrap().contains("grant SELECT"));
     assert_eq!(
@@ -171,6 +183,24 @@ async fn a_table_to_discover_need_not_be_configured() {
     let answer = invoke(&function, &json!({"action": "discover", "tables": ["other"]})).await.answer();
     assert_eq!(answer["tables"].as_array().unwrap().len(), 1);
     assert_eq!(answer["configuration"], json!({"TABLES": "public.other"}));
+    let error = invoke(&function, &json!({"action": "discover", "tables": ["nothing"]})).await.error();
+    assert!(error.message.contains("public.nothing does not exist"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn the_lines_to_paste_keep_what_is_configured() {
+    let case = Case::with_users("discover_kept", 1).await;
+    case.run("alter table sample_users add card_no text; create table audit (id int primary key); create table fresh (id int primary key, changed_at timestamptz)").await;
+    let uri = case.put_document(&json!({"tables": {"public.audit": false,
+        "public.sample_users": {"exclude": ["card_no"], "start": "2020-01-01T00:00:00Z"}}}));
+    let function = case.function(&[("TABLES", ""), ("CONFIG_URI", &uri)]).await;
+    let answer = invoke(&function, &json!({"action": "discover"})).await.answer();
+    assert_eq!(
+        answer["configuration"]["CONFIG_URI"]["tables"],
+        json!({"public.audit": false, "public.fresh": {"cursor_column": "changed_at"},
+            "public.sample_users": {"exclude": ["card_no"], "start": "2020-01-01T00:00:00.000000Z"}})
+    );
+    assert_eq!(answer["configuration"]["TABLES"], "public.fresh,public.sample_users");
 }
 
 const WAREHOUSES: [&str; 6] = ["athena", "snowflake", "redshift", "bigquery", "databricks", "duckdb"];

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{Function, Random};
+use crate::{Function, random};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -32,6 +32,8 @@ pub struct Fivetran {
     pub upserted: usize,
     /// The bucket that it syncs through; `None`: rows come in the answer.
     bucket: Option<String>,
+    /// Where its documents lie there.
+    pub folder: String,
     empty_answers: u32,
     calls: u32,
 }
@@ -50,12 +52,12 @@ impl Fivetran {
     /// `bucket`: `None` for rows in the answer.
     pub fn new(state: Value, bucket: Option<&str>) -> Fivetran {
         let bucket = bucket.map(str::to_owned);
-        Fivetran { state, tables: BTreeMap::new(), upserted: 0, bucket, empty_answers: 0, calls: 0 }
+        let folder = format!("f{}", random::hex(4));
+        Fivetran { state, tables: BTreeMap::new(), upserted: 0, bucket, folder, empty_answers: 0, calls: 0 }
     }
 
     /// The event of the next call; `file` names its document.
-    pub fn event(&mut self, file: &str) -> Value {
-        self.calls += 1;
+    pub fn event(&self, file: &str) -> Value {
         let mut event = json!({
             "agent": "Fivetran AWS Lambda Connector/external_id/schema",
             "state": self.state, "secrets": {}, "sync_id": "468b681-c376-4117-bbc0-25d8ae02ace1",
@@ -84,7 +86,8 @@ impl Fivetran {
         fetch: impl Fn(&str) -> Option<Vec<u8>>,
         mishap: Mishap,
     ) -> Result<bool, String> {
-        let file = format!("fivetran/{}-{}.json", std::process::id(), Random::new_seed());
+        self.calls += 1;
+        let file = format!("{}/{}.json", self.folder, self.calls);
         let event = self.event(&file);
         let invocation = function.invoke(&event, TIMEOUT).await;
         let bytes = invocation.response_bytes;
@@ -93,8 +96,9 @@ impl Fivetran {
         if self.bucket.is_some() {
             let document = fetch(&file).expect("the document is there before the answer");
             let document: Value = serde_json::from_slice(&document).expect("one JSON document");
+            assert_eq!(fields(&document), ["delete", "insert"]);
+            assert_eq!(fields(&answer), ["hasMore", "schema", "state"]);
             for field in ["insert", "delete"] {
-                assert_eq!(answer.get(field), None, "rows go into the document");
                 answer[field] = document[field].clone();
             }
         }
@@ -117,6 +121,7 @@ impl Fivetran {
 
     fn load(&mut self, answer: &Value) -> usize {
         assert!(answer["state"].is_object() && answer["hasMore"].is_boolean(), "{answer}");
+        assert_eq!(fields(answer), ["delete", "hasMore", "insert", "schema", "state"]);
         let mut row_count = 0;
         let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
         for field in ["insert", "delete"] {
@@ -145,4 +150,10 @@ impl Fivetran {
         self.upserted += row_count;
         row_count
     }
+}
+
+fn fields(object: &Value) -> Vec<&str> {
+    let mut fields: Vec<&str> = object.as_object().expect("an object").keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    fields
 }

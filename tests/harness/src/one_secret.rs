@@ -24,18 +24,23 @@ pub struct OneSecret {
 struct Kept {
     name: String,
     answer: String,
+    access_key: String,
 }
 
 impl OneSecret {
-    /// Serves `text`, whatever it is, as the current version of the secret `name`.
-    pub async fn start(name: &str, text: &str) -> OneSecret {
+    /// Serves `text`, whatever it is, as the current version of the secret `name`, to who knows the access key.
+    pub async fn start(name: &str, text: &str, access_key: &str) -> OneSecret {
         let answer = json!({
             "ARN": format!("arn:aws:secretsmanager:{REGION}:123456789012:secret:{name}"),
             "Name": name,
             "SecretString": text,
             "VersionId": random::uuid(),
         });
-        let kept = Arc::new(Kept { name: name.to_owned(), answer: answer.to_string() });
+        let kept = Arc::new(Kept {
+            name: name.to_owned(),
+            answer: answer.to_string(),
+            access_key: access_key.to_owned(),
+        });
         let server = Server::start(move |request| Arc::clone(&kept).answer(request)).await;
         OneSecret { endpoint: format!("http://{}", server.address), _server: server }
     }
@@ -46,10 +51,15 @@ impl Kept {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let signature = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+        let is_ours =
+            signature.is_some_and(|text| text.contains(&format!("Credential={}/", self.access_key)));
         let is_get = request.headers().get("x-amz-target").is_some_and(|target| target == TARGET);
         let body = request.into_body().collect().await?.to_bytes();
         let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-        Ok(if !is_get {
+        Ok(if !is_ours {
+            refusal("AccessDeniedException", "this secret is for the function that was started with it")
+        } else if !is_get {
             refusal("InvalidRequestException", "only GetSecretValue is served here")
         } else if asked["SecretId"] != self.name.as_str() {
             refusal("ResourceNotFoundException", "there is one secret here, and it has another name")

@@ -22,7 +22,7 @@ use s3s::{
 use s3s_fs::FileSystem;
 use serde::{Deserialize, Serialize};
 
-use crate::http::Server;
+use crate::{http::Server, random};
 
 pub const BUCKET: &str = "bastion-sync";
 pub const FIVETRAN_BUCKET: &str = "fivetran";
@@ -67,17 +67,14 @@ impl S3 {
             fs::create_dir_all(root.join(bucket))
                 .unwrap_or_else(|error| panic!("{}: {error}", root.display()));
         }
-        let (access_key, secret_key) = ("test", "test-secret");
+        // Nobody else on this machine is to read what lies there.
+        let (access_key, secret_key) = (random::hex(8), random::hex(16));
         let mut builder = S3ServiceBuilder::new(FileSystem::new(&root).expect("the root directory exists"));
-        builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        builder.set_auth(SimpleAuth::from_single(access_key.as_str(), secret_key.as_str()));
         let gate = Gate { service: builder.build(), root: root.clone(), turns: Arc::default() };
         let server = Server::start(move |request| gate.clone().answer(request)).await;
-        let address = S3Address {
-            endpoint: format!("http://{}", server.address),
-            root,
-            access_key: access_key.to_owned(),
-            secret_key: secret_key.to_owned(),
-        };
+        let address =
+            S3Address { endpoint: format!("http://{}", server.address), root, access_key, secret_key };
         S3 { address, _server: server }
     }
 }

@@ -100,7 +100,7 @@ async fn attempt(arguments: &Arguments) -> Result<(), Failure> {
     // Errors call the secret by its name, which is therefore the file's.
     let name =
         arguments.config.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let secret = OneSecret::start(&name, &text).await;
+    let secret = OneSecret::start(&name, &text, &s3.address.access_key).await;
     let env = environment(&name, arguments, &root, &s3, &secret);
     let mut progress = Progress::new();
 
