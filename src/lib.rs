@@ -7,10 +7,11 @@
 //! | `handler` | one invocation: event in, answer or named error out |
 //! | `entry`, `request` | three foreign event shapes, one request |
 //! | `config`, `credentials`, `deadline`, `app` | what an invocation works with |
-//! | `sync`, `page`, `report`, `check` | the actions; `sync` is the straight line, `sync::share` one transaction of it |
+//! | `sync`, `page`, `report` | the sync: `sync` is the straight line, `sync::share` one transaction of it |
+//! | `check`, `status`, `discover` | the other actions |
 //! | `source` | tunnel, TLS, session, catalog, COPY, what is in flight |
 //! | `cursor` | pure: what was delivered, what is next, and why nothing is lost; start there |
-//! | `plan`, `table`, `encode` | pure: the SQL of a page, a table, PostgreSQL's values as JSON |
+//! | `plan`, `table`, `encode`, `warehouse` | pure: the SQL of a page, a table, PostgreSQL's values as JSON, SQL for readers |
 //! | `sink` | batches, the checkpoint and its commit, manifests, Fivetran's answer |
 //!
 //! What must always hold (each is a test):

@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Visitor},
+};
 use serde_json::{Value, json};
 
 use crate::{Function, random};
@@ -95,12 +99,9 @@ impl Fivetran {
         let mut answer = invocation.outcome.map_err(|error| error.error_type)?;
         if self.bucket.is_some() {
             let document = fetch(&file).expect("the document is there before the answer");
-            let document: Value = serde_json::from_slice(&document).expect("one JSON document");
-            assert_eq!(fields(&document), ["delete", "insert"]);
+            let document: Document = serde_json::from_slice(&document).expect("one JSON document");
             assert_eq!(fields(&answer), ["hasMore", "schema", "state"]);
-            for field in ["insert", "delete"] {
-                answer[field] = document[field].clone();
-            }
+            (answer["insert"], answer["delete"]) = (json!(document.insert.0), json!(document.delete.0));
         }
         if matches!(mishap, Mishap::Lost) {
             return Ok(true);
@@ -149,6 +150,40 @@ impl Fivetran {
         }
         self.upserted += row_count;
         row_count
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    insert: Lists,
+    delete: Lists,
+}
+
+/// Rows by table. Readers disagree on what a table that is named twice means, so it is an error.
+struct Lists(BTreeMap<String, Vec<Value>>);
+
+impl<'de> Deserialize<'de> for Lists {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Lists;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("rows by table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Lists, A::Error> {
+                let mut lists = BTreeMap::new();
+                while let Some((table, rows)) = map.next_entry::<String, Vec<Value>>()? {
+                    if lists.insert(table.clone(), rows).is_some() {
+                        return Err(A::Error::custom(format!("table {table} is there twice")));
+                    }
+                }
+                Ok(Lists(lists))
+            }
+        }
+        deserializer.deserialize_map(Once)
     }
 }
 
