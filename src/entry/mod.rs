@@ -13,6 +13,9 @@ use crate::table_name::TableName;
 /// Lambda takes no larger ones. A state that was answered must be taken back.
 const MAX_EVENT_BYTES: usize = 6 << 20;
 
+/// Of schema and table, 63 bytes each, quoted however.
+const MAX_NAME_BYTES: usize = 300;
+
 /// As many as an event may name; a pattern in the configuration takes any number.
 const MAX_TABLES: usize = 1000;
 
@@ -82,6 +85,9 @@ fn tables(object: &Map<String, Value>) -> Result<Option<Vec<TableName>>, Error> 
     let mut tables = Vec::with_capacity(names.len());
     for (i, name) in names.iter().enumerate() {
         let text = name.as_str().ok_or_else(|| invalid(format!("`tables[{i}]` is not a string")))?;
+        if text.len() > MAX_NAME_BYTES {
+            return Err(invalid(format!("`tables[{i}]` is longer than any table's name")));
+        }
         let table = TableName::parse(text)
             .map_err(|problem| invalid(format!("`tables[{i}]`: {}", clipped(&problem))))?;
         if !tables.contains(&table) {

@@ -207,7 +207,7 @@ async fn a_caller_that_holds_the_state_owns_the_cursor() {
     let again = invoke(&function, &json!({"state": first["state"]})).await.answer();
     assert_eq!(
         (&table(&again, "public.sample_users")["seq"], &table(&again, "public.sample_users")["rows"]),
-        (&json!(3), &json!(6))
+        (&json!(4), &json!(6))
     );
     case.assert_users_are_complete().await;
 }

@@ -173,7 +173,10 @@ async fn several_tables_by_pattern_are_independent_of_one_another() {
     case.run("create table no_cursor (id int primary key)").await;
     case.run("create table denied (id int primary key, modified_at timestamptz); insert into denied values (1, now())").await;
     case.run(&format!("revoke all on denied from {}", case.database.user)).await;
-    let function = case.function(&[]).await;
+    case.run("create table unasked (id int primary key)").await;
+    case.run(&format!("revoke all on unasked from {}", case.database.user)).await;
+    // What is named outright must be there for us.
+    let function = case.function(&[("TABLES", "public.*,denied")]).await;
     let answer = sync(&function).await;
     assert_eq!(answer["failed"], 1, "{answer}");
     assert_eq!(table(&answer, "public.denied")["error"]["type"], "PermissionDenied");
@@ -186,6 +189,7 @@ async fn several_tables_by_pattern_are_independent_of_one_another() {
     );
     let logs = function.logs().join("\n");
     assert!(logs.contains("public.no_key has no primary key"), "{logs}");
+    assert!(logs.contains("grant SELECT on public.unasked"), "{logs}");
 }
 
 #[tokio::test]
