@@ -154,7 +154,8 @@ impl fmt::Display for Error {
         f.write_str(&self.context)?;
         let mut cause = self.source.as_deref().map(|source| source as &dyn StdError);
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            // Some end in a full stop of their own.
+            write!(f, ": {}", error.to_string().trim_end_matches('.'))?;
             cause = error.source();
         }
         match &self.hint {
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     fn an_error_reads_as_one_line_with_its_cause_and_its_hint() {
         let error = Error::new(Kind::BastionUnreachable, "bastion:22 refused the connection")
-            .with_source(std::io::Error::other("connection refused"))
+            .with_source(std::io::Error::other("connection refused."))
             .with_hint("check bastion_host");
         assert_eq!(
             error.to_string(),
