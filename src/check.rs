@@ -8,6 +8,7 @@ use crate::app::{Call, open_session};
 use crate::cursor::State;
 use crate::error::Error;
 use crate::request::Door;
+use crate::sink::checkpoint::Checkpoint;
 use crate::sink::fivetran;
 use crate::sink::ledger::Ledger;
 use crate::source::catalog::find_tables;
@@ -26,12 +27,15 @@ pub(crate) struct Checked {
 pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
     call.document()?;
     let rules = call.rules().await?;
-    let state =
-        call.request.state.as_ref().map_or_else(|| Ok(State::default()), |state| State::parse(&state.0))?;
-    if call.request.state.is_some() {
-        // Whether a caller can hold the state.
-        Ledger::of_caller(state.clone(), call.output()?).await?;
-    }
+    let state = match &call.request.state {
+        Some(state) => {
+            let state = State::parse(&state.0)?;
+            // Whether a caller can hold it.
+            Ledger::of_caller(state.clone(), call.output()?).await?;
+            state
+        }
+        None => Checkpoint::view(&call.storage()?).await?.unwrap_or_default().0,
+    };
     let session = open_session(call).await?;
     let outcome = async {
         let mut tables = Vec::new();
@@ -47,6 +51,7 @@ pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
         if call.request.door == Door::Fivetran {
             fivetran::check_names(&tables)?;
             state.check_tables(tables.len())?;
+            fivetran::room(&state, &tables)?;
         }
         Ok::<_, Error>(Checked { tables })
     }

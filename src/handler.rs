@@ -95,7 +95,7 @@ async fn invocation(
                     let state = request.state.clone().map_or_else(|| json!({}), |state| state.0);
                     let answer = match call.document()? {
                         Some((storage, key)) => Answer::document(storage, key),
-                        None => Answer::inline(0, &[])?,
+                        None => Answer::inline(0),
                     };
                     // The answer to a test may have 64 KiB.
                     let is_long = checked.tables.len() > MOST_TABLES_OF_A_TEST;

@@ -42,8 +42,6 @@ pub(crate) struct Bounds<'a> {
     pub(crate) xmin: u64,
     /// Says when someone waits for our lock.
     pub(crate) watch: &'a Watch,
-    /// Whether the output has no row of this run yet, so that a row that does not fit will never fit.
-    pub(crate) is_output_empty: bool,
 }
 
 /// What was read and handed on.
@@ -226,7 +224,7 @@ impl Reader<'_> {
         if !self.filter.admits(xid) && !is_passed_over {
             buffer.held_back = Some(json.split_off(start));
         } else if json.len() > self.output.room() {
-            if self.bounds.is_output_empty && self.read.rows + buffer.rows == 0 {
+            if row_bytes > self.output.capacity() {
                 return Err(too_large(format!("a row of {row_bytes} bytes does not fit into an answer")));
             }
             json.truncate(start);

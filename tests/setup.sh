@@ -81,6 +81,7 @@ if ! cmp -s tests/requirements.txt .venv/installed.txt || ! .venv/bin/python -c 
   python3 -m venv --clear .venv
   PIP_USER=0 .venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
   # AWS's runtime interface emulator lies in this wheel. Its Python is not run, so none of its dependencies is needed.
-  PIP_USER=0 .venv/bin/pip install --quiet --disable-pip-version-check --no-deps aws-sam-cli==1.170.0
+  PIP_USER=0 .venv/bin/pip install --quiet --disable-pip-version-check --no-deps \
+    "$(grep --only-matching 'aws-sam-cli==[0-9.]*' tests/requirements.txt)"
   cp tests/requirements.txt .venv/installed.txt
 fi

@@ -333,6 +333,10 @@ impl TableCursor {
                 looks.add(window.snapshot.xmax, watermark);
                 Some(looks)
             }
+            // What came before was another's to deliver.
+            (false, None, Some(_)) if self.is_backfill() => {
+                Some(Looks::new(window.snapshot.xmin, visible.clone()))
+            }
             (false, ..) => None,
         };
         let next_watermark = window.watermark.filter(|_| passed_over.is_none());

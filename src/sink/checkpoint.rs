@@ -23,7 +23,9 @@ const SWAP_ATTEMPTS: usize = 8;
 
 const PUBLISHED_AT_ONCE: usize = 8;
 
-const MOST_MESSAGE_CHARS: usize = 1000;
+/// The checkpoint is written often.
+const MOST_FAILURES: usize = 200;
+const MOST_MESSAGE_CHARS: usize = 500;
 
 /// What one group of tables changes.
 #[derive(Debug, Clone)]
@@ -95,10 +97,11 @@ impl Failures {
         let mut after = Self { run, ..self.clone() };
         for (table, failure) in tables {
             match failure {
-                Some(failure) => {
+                Some(failure) if self.tables.contains_key(table) || after.tables.len() < MOST_FAILURES => {
                     let failure = since(failure, self.tables.get(table));
                     after.tables.insert(table.clone(), failure);
                 }
+                Some(_) => {}
                 None => {
                     after.tables.remove(table);
                 }
@@ -198,6 +201,11 @@ impl Checkpoint {
 
     pub(crate) fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Tables that have failed and not succeeded since.
+    pub(super) fn failing(&self) -> impl Iterator<Item = &String> {
+        self.failures.tables.keys()
     }
 
     pub(crate) fn storage(&self) -> &Storage {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::batch::{self, Batch};
 use super::storage::{Completion, Storage};
 use crate::config::Compression;
+use crate::cursor::State;
 use crate::error::{Error, Kind};
 use crate::table::Table;
 use crate::table_name::TableName;
@@ -22,8 +23,9 @@ const TARGET_BYTES: usize = 5_500_000;
 /// Fivetran ends a connection after ten answers in a row that have no rows and promise more.
 const MOST_EMPTY_ANSWERS: u32 = 8;
 
-/// By so much a state may grow in one run: for each table, and for all sets of transactions together.
+/// By so much a state may grow in one run: for each new table, for each that it knows, and for all sets of transactions together.
 const GROWTH_BYTES_OF_TABLE: usize = 512;
+const GROWTH_BYTES_OF_CURSOR: usize = 128;
 const GROWTH_BYTES: usize = 128 << 10;
 
 /// Rows must have at least this room, or an answer would hold next to nothing.
@@ -196,23 +198,23 @@ impl Document {
 }
 
 impl Answer {
-    /// An answer that holds the rows of these tables itself, beside a state that is so long now.
-    ///
-    /// # Errors
-    /// `InvalidConfig` where too little room is left.
-    pub(crate) fn inline(state_bytes: usize, tables: &[Arc<Table>]) -> Result<Self, Error> {
-        let growth = GROWTH_BYTES + tables.len() * GROWTH_BYTES_OF_TABLE;
-        let room = TARGET_BYTES.saturating_sub(state_bytes + schema(tables).to_string().len() + growth);
-        if room < LEAST_ROW_BYTES {
-            return Err(no_room(tables.len()));
-        }
-        Ok(Self { inserts: Inserts::Inline { lists: Lists::default(), room }, deletes: Lists::default() })
+    /// An answer that holds the rows itself, up to so many bytes.
+    pub(crate) fn inline(room: usize) -> Self {
+        Self { inserts: Inserts::Inline { lists: Lists::default(), room }, deletes: Lists::default() }
     }
 
     /// An answer whose rows go into one document.
     pub(crate) fn document(storage: Storage, key: String) -> Self {
         let document = Document { storage, key, batch: None, table: None };
         Self { inserts: Inserts::Document(Box::new(document)), deletes: Lists::default() }
+    }
+
+    /// How many bytes of rows fit into an empty one.
+    pub(crate) fn capacity(&self) -> usize {
+        match &self.inserts {
+            Inserts::Inline { room, .. } => *room,
+            Inserts::Document(_) => usize::MAX,
+        }
     }
 
     /// How many bytes of rows still fit.
@@ -335,6 +337,21 @@ impl Answer {
             document.abort().await;
         }
     }
+}
+
+/// How many bytes of rows an answer has room for, beside the state and these tables' schema.
+///
+/// # Errors
+/// `InvalidConfig` where that is too little.
+pub(crate) fn room(state: &State, tables: &[Arc<Table>]) -> Result<usize, Error> {
+    let growth = |table: &Arc<Table>| match state.cursor(&table.name) {
+        Some(_) => GROWTH_BYTES_OF_CURSOR,
+        None => GROWTH_BYTES_OF_TABLE,
+    };
+    let growth: usize = GROWTH_BYTES + tables.iter().map(growth).sum::<usize>();
+    let taken = state.to_value().to_string().len() + schema(tables).to_string().len() + growth;
+    let room = TARGET_BYTES.saturating_sub(taken);
+    if room < LEAST_ROW_BYTES { Err(no_room(tables.len())) } else { Ok(room) }
 }
 
 /// Whether an answer promises more, and how many in a row have done so without rows, this one included. After too many the

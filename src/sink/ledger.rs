@@ -304,6 +304,13 @@ impl Ledger {
         self.fared.push((table.to_string(), error.map(Failure::new)));
     }
 
+    /// Forgets the failures of tables that are no more.
+    pub(crate) fn outlives(&mut self, is_there: impl Fn(&TableName) -> bool) {
+        let Keeper::Checkpoint(checkpoint) = &self.keeper else { return };
+        let is_gone = |name: &&String| TableName::parse(name).is_ok_and(|table| !is_there(&table));
+        self.fared.extend(checkpoint.failing().filter(is_gone).map(|name| (name.clone(), None)));
+    }
+
     /// Keeps what failed for `status`, where there is a checkpoint. `error`: the run's.
     pub(crate) async fn remember(&mut self, error: Option<&Error>) {
         // A run that another was ahead of has not failed.
@@ -311,7 +318,8 @@ impl Ledger {
             return;
         }
         // A table's own is no failure of the run.
-        let run = error.filter(|error| !error.kind().is_of_table()).map(Failure::new);
+        let has_failed_table = self.fared.iter().any(|(_, failure)| failure.is_some());
+        let run = error.filter(|error| !(error.kind().is_of_table() && has_failed_table)).map(Failure::new);
         if let Keeper::Checkpoint(checkpoint) = &mut self.keeper
             && let Err(error) = checkpoint.remember(run.as_ref(), &self.fared).await
         {

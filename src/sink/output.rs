@@ -55,6 +55,11 @@ impl Output {
         self.answer.as_ref().map_or(usize::MAX, |(answer, _)| answer.room())
     }
 
+    /// How many bytes of rows can be taken by an empty one.
+    pub(crate) fn capacity(&self) -> usize {
+        self.answer.as_ref().map_or(usize::MAX, |(answer, _)| answer.capacity())
+    }
+
     /// The objects, durable and invisible, and the answer.
     pub(crate) async fn seal(self) -> (Result<Vec<Sealed>, Error>, Option<Answer>) {
         let sealed = match self.objects {

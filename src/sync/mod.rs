@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use crate::app::{Call, open_session};
-use crate::config::Config;
+use crate::config::{Config, TableRules};
 use crate::cursor::{Observation, State, TableCursor};
 use crate::encode::{Encoding, RowEncoder};
 use crate::error::{Error, Kind};
@@ -28,6 +28,7 @@ use crate::source::catalog::{Found, find_tables};
 use crate::source::flight;
 use crate::source::session::Session;
 use crate::table::Table;
+use crate::table_name::TableName;
 use crate::text::{elapsed_ms, seconds, timestamp};
 
 use self::share::{FIRST_SHARE_ROWS, Share};
@@ -47,26 +48,24 @@ pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
         None => Ledger::of_checkpoint(&call.storage()?).await?,
         Some(state) => Ledger::of_caller(State::parse(&state.0)?, call.output()?).await?,
     };
-    let outcome = async {
-        let mut session = open_session(call).await?;
-        let outcome = async {
-            let mut run = Run::new(call, &mut ledger, &mut session)?;
-            run.config_hash.clone_from(&rules.hash);
-            let listing = flight::list(run.session, call.deadline).await?;
-            run.ledger.adopt(&run.session.database_id, listing.xmax, call.config.on_new_database)?;
-            let observation = run.ledger.observe(listing).clone();
-            let picked = call.request.tables.as_deref();
-            let found =
-                find_tables(run.session, call.config, &rules, picked, run.ledger.state(), call.deadline)
-                    .await?;
-            run.tables(found, document, observation).await
-        }
-        .await;
-        session.close().await;
-        outcome
-    }
-    .await;
+    let outcome = in_session(call, &rules, document, &mut ledger).await;
     ledger.remember(outcome.as_ref().err()).await;
+    outcome
+}
+
+/// Opens the way to the database, and closes it whatever comes between.
+async fn in_session(
+    call: &Call<'_>,
+    rules: &TableRules,
+    document: Option<(Storage, String)>,
+    ledger: &mut Ledger,
+) -> Result<Outcome, Error> {
+    let mut session = open_session(call).await?;
+    let outcome = match Run::new(call, rules.hash.clone(), ledger, &mut session) {
+        Ok(run) => Box::pin(run.whole(rules, document)).await,
+        Err(error) => Err(error),
+    };
+    session.close().await;
     outcome
 }
 
@@ -115,7 +114,12 @@ impl From<Error> for Fault {
 }
 
 impl<'a> Run<'a> {
-    fn new(call: &'a Call<'a>, ledger: &'a mut Ledger, session: &'a mut Session) -> Result<Self, Error> {
+    fn new(
+        call: &'a Call<'a>,
+        config_hash: Option<String>,
+        ledger: &'a mut Ledger,
+        session: &'a mut Session,
+    ) -> Result<Self, Error> {
         Ok(Self {
             call,
             config: call.config,
@@ -125,7 +129,7 @@ impl<'a> Run<'a> {
             storage: call.output()?,
             answer: None,
             is_answer_full: false,
-            config_hash: None,
+            config_hash,
             share_rows: FIRST_SHARE_ROWS,
             page_blocks: 0,
             row_count: 0,
@@ -137,6 +141,24 @@ impl<'a> Run<'a> {
             has_unfinished: false,
             reports: Vec::new(),
         })
+    }
+
+    /// Makes sure that the state is this database's, looks at what is in flight and which tables there are, and reads them.
+    async fn whole(
+        self,
+        rules: &TableRules,
+        document: Option<(Storage, String)>,
+    ) -> Result<Outcome, Error> {
+        let listing = flight::list(self.session, self.call.deadline).await?;
+        self.ledger.adopt(&self.session.database_id, listing.xmax, self.config.on_new_database)?;
+        let observation = self.ledger.observe(listing).clone();
+        let (picked, state) = (self.call.request.tables.as_deref(), self.ledger.state());
+        let found = find_tables(self.session, self.config, rules, picked, state, self.call.deadline).await?;
+        if picked.is_none() {
+            let is_found = |table: &TableName| found.iter().any(|(name, _)| name == table);
+            self.ledger.outlives(|table| rules.options(table).is_none() || is_found(table));
+        }
+        self.tables(found, document, observation).await
     }
 
     /// Reads the tables. A run that fails leaves nothing open.
@@ -151,9 +173,10 @@ impl<'a> Run<'a> {
         self.ledger.state().check_tables(found.len())?;
         if self.is_fivetran() {
             fivetran::check_names(&tables)?;
+            let room = fivetran::room(self.ledger.state(), &tables)?;
             self.answer = Some(match document {
                 Some((storage, key)) => Answer::document(storage, key),
-                None => Answer::inline(self.ledger.state().to_value().to_string().len(), &tables)?,
+                None => Answer::inline(room),
             });
         }
         match self.read(found, observation).await {
@@ -395,7 +418,8 @@ impl<'a> Run<'a> {
             }
             Some(cursor) if cursor.oid != table.oid => {
                 tracing::warn!(table = %table.name, "the cursor is of another table or was forgotten, reading it whole");
-                Ok(at_start(cursor.seq))
+                let known = cursor.seq;
+                Ok(at_start(self.ledger.last_seq(&table.name, known).await?))
             }
             Some(cursor) if cursor.order != table.order() => Err(Error::new(
                 Kind::SchemaChanged,

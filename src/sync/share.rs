@@ -192,8 +192,11 @@ impl Run<'_> {
         self.pace(&sum, &end);
         let is_complete = matches!(end, End::Window);
         let was_backfill = cursor.is_backfill();
-        let missed = (window.position.is_scan() && cursor.watermark.is_some() && table.cursor.is_some())
-            .then_some(sum.missed);
+        let missed = (window.position.is_scan()
+            && cursor.watermark.is_some()
+            && !was_backfill
+            && table.cursor.is_some())
+        .then_some(sum.missed);
         let mut after = match (&window.scope, is_complete) {
             (_, false) => TableCursor { window: Some(window.clone()), ..cursor },
             (Scope::Whole, true) => {
@@ -419,7 +422,6 @@ impl Run<'_> {
                     .map_or(u64::MAX, |max| max.saturating_sub(self.byte_count).saturating_sub(sum.bytes)),
                 xmin: if is_whole { window.snapshot.xmin } else { u64::MAX },
                 watch,
-                is_output_empty: self.row_count + sum.rows == 0,
             };
             let page_began = Instant::now();
             let read = match page::read(self.session, &page, filter, &encoder, output, bounds).await {

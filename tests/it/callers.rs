@@ -230,6 +230,20 @@ async fn a_state_that_begins_anew_counts_on_and_overwrites_nothing() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_repeated_after_a_table_was_swapped_counts_on_too() {
+    let case = Case::with_users("swapped", 10).await;
+    let function = case.function(&[]).await;
+    let state = invoke(&function, &json!({"state": {}})).await.answer()["state"].clone();
+    case.run("drop table sample_users").await;
+    case.run(crate::case::SAMPLE_USERS).await;
+    case.run("insert into sample_users values ('other', 'x', now())").await;
+    for seq in [2, 3] {
+        let answer = invoke(&function, &json!({"state": state})).await.answer();
+        assert_eq!(table(&answer, "public.sample_users")["seq"], seq);
+    }
+}
+
+#[tokio::test]
 async fn a_prefix_with_a_checkpoint_takes_no_state_of_a_caller() {
     let case = Case::with_users("two_owners", 3).await;
     let function = case.function(&[]).await;

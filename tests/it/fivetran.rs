@@ -169,6 +169,16 @@ async fn after_any_schedule_through_s3_its_tables_are_the_source() {
 }
 
 #[tokio::test]
+async fn a_row_that_fits_no_answer_is_told_though_other_tables_have_rows() {
+    let case = Case::with_users("fivetran_too_large", 3).await;
+    case.run("create table zz (id int primary key, body text, modified_at timestamptz default now()); insert into zz values (1, repeat('x', 5600000))").await;
+    let event = Fivetran::new(json!({}), None).event("");
+    let error = invoke(&case.function(&[]).await, &event).await.error();
+    assert_eq!(error.error_type, "RowTooLarge");
+    assert!(error.message.contains("public.zz") || error.message.contains("zz ctid"), "{}", error.message);
+}
+
+#[tokio::test]
 async fn through_s3_a_large_table_is_one_streamed_document() {
     let case = Case::with_users("fivetran_s3", 0).await;
     case.run("insert into sample_users select i::text, repeat(md5(i::text), 30), '2026-01-01'::timestamptz + i * interval '1 s' from generate_series(1, 30000) i").await;

@@ -102,6 +102,26 @@ async fn the_status_keeps_a_failure_until_it_is_over() {
 }
 
 #[tokio::test]
+async fn the_status_keeps_what_fails_for_all_tables_and_forgets_what_is_gone() {
+    let case = Case::with_users("status_gone", 3).await;
+    case.run("create table broken (id int primary key, day date); insert into broken values (1, null); create domain odd as text;").await;
+    let function = case.function(&[]).await;
+    sync(&function).await;
+    case.run(&format!("drop table sample_users; revoke select on broken from {}", case.database.user)).await;
+    assert_eq!(invoke(&function, &json!({})).await.error().error_type, "PermissionDenied");
+    let seen = status(&function).await;
+    assert_eq!(table(&seen, "public.broken")["error"]["type"], "PermissionDenied");
+    case.run("drop table broken").await;
+    assert_eq!(invoke(&function, &json!({})).await.error().error_type, "SchemaChanged");
+    let seen = status(&function).await;
+    assert_eq!((&seen["ok"], &seen["error"]["type"]), (&json!(false), &json!("SchemaChanged")));
+    case.run("create table fresh (id int primary key)").await;
+    sync(&function).await;
+    let seen = status(&function).await;
+    assert_eq!((&seen["ok"], &seen["error"]), (&json!(true), &Value::Null), "{seen}");
+}
+
+#[tokio::test]
 async fn a_failure_is_written_once_and_not_by_each_run() {
     let case = Case::with_users("status_once", 3).await;
     let function = case.function(&[]).await;
