@@ -8,10 +8,16 @@ const LONGEST_INVOCATION: Duration = Duration::from_secs(900);
 /// What is assumed where the runtime names no plausible deadline, as under `cargo lambda watch`.
 const ASSUMED_BUDGET: Duration = Duration::from_secs(840);
 
+/// So long before Lambda ends the invocation we do, in order to say why.
+const MARGIN: Duration = Duration::from_millis(500);
+
 /// When an invocation must be over, and when it must stop reading in order to commit before that.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
+    /// Of every step that has a time-out of its own.
     end: Instant,
+    /// Of all the others.
+    last_call: Instant,
     reading_ends: Instant,
 }
 
@@ -29,7 +35,8 @@ impl Deadline {
     fn within(budget: Duration) -> Self {
         let now = Instant::now();
         let reserve = (budget / 5).clamp(Duration::from_secs(2), Duration::from_secs(20)).min(budget / 2);
-        Self { end: now + budget, reading_ends: now + budget - reserve }
+        let (end, margin) = (now + budget, MARGIN.min(budget / 10));
+        Self { end: end - margin, last_call: end - margin / 2, reading_ends: end - reserve }
     }
 
     /// Ends the reading after `max_seconds` if that is sooner; the commit may still take until the end.
@@ -48,6 +55,11 @@ impl Deadline {
 
     pub(crate) fn is_reading_over(self) -> bool {
         self.reading_left().is_zero()
+    }
+
+    /// When the run is given up, whatever it waits for.
+    pub(crate) fn last_call(self) -> Instant {
+        self.last_call
     }
 
     /// The time-out of one step: `longest`, or what is left of the invocation.

@@ -6,6 +6,7 @@ use lambda_runtime::{Diagnostic, LambdaEvent};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio::time::timeout_at;
 use tracing::Instrument;
 use ulid::Ulid;
 
@@ -51,10 +52,18 @@ pub async fn handle(app: Arc<App>, event: LambdaEvent<Box<RawValue>>) -> Result<
         async move { Box::pin(invocation(&app, event.payload.get(), deadline, sync_id)).await }
             .instrument(span.clone()),
     );
-    let outcome = match task.join_next().await {
-        Some(Ok(outcome)) => outcome,
-        Some(Err(_)) | None => Err(Error::new(Kind::Internal, "the program panicked; its log shows where")
-            .with_hint("please report it with the log")),
+    let outcome = match timeout_at(deadline.last_call().into(), task.join_next()).await {
+        Ok(Some(Ok(outcome))) => outcome,
+        Ok(Some(Err(_)) | None) => {
+            Err(Error::new(Kind::Internal, "the program panicked; its log shows where")
+                .with_hint("please report it with the log"))
+        }
+        // All hops but S3 have time-outs that end before.
+        Err(_) => {
+            task.shutdown().await;
+            Err(Error::new(Kind::StorageUnavailable, "S3 did not take what was read before the time was over")
+                .with_hint("nothing is lost, the next run goes on; should it happen again, give the function a longer timeout"))
+        }
     };
     if let Err(error) = &outcome {
         span.in_scope(|| {

@@ -144,11 +144,7 @@ impl<'a> Run<'a> {
     }
 
     /// Makes sure that the state is this database's, looks at what is in flight and which tables there are, and reads them.
-    async fn whole(
-        self,
-        rules: &TableRules,
-        document: Option<(Storage, String)>,
-    ) -> Result<Outcome, Error> {
+    async fn whole(self, rules: &TableRules, document: Option<(Storage, String)>) -> Result<Outcome, Error> {
         let listing = flight::list(self.session, self.call.deadline).await?;
         self.ledger.adopt(&self.session.database_id, listing.xmax, self.config.on_new_database)?;
         let observation = self.ledger.observe(listing).clone();

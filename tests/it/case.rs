@@ -199,13 +199,18 @@ impl Case {
         assert_eq!(delivered, expected);
     }
 
-    /// Asserts I5 for what this test left at the server: no backend of ours but the test's own.
+    /// Asserts I5 for what this test left.
     pub(crate) async fn assert_nothing_is_left(&self) {
+        self.assert_no_backend_is_left().await;
+        assert_eq!(self.stack.open_uploads(&format!("{}/", self.prefix)), Vec::<String>::new());
+    }
+
+    /// No backend of ours but the test's own.
+    pub(crate) async fn assert_no_backend_is_left(&self) {
         let sql = "select count(*) from pg_stat_activity where datname = current_database() \
                    and application_name like 'bastion-sync/%'";
         for _ in 0..200 {
             if self.admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-                assert_eq!(self.stack.open_uploads(&format!("{}/", self.prefix)), Vec::<String>::new());
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -120,6 +120,29 @@ async fn run_timed_out_at(case: &Case, request: &str) -> (Emulator, Proxy) {
 }
 
 #[tokio::test]
+async fn an_s3_that_hangs_is_told_before_the_time_is_over_and_the_process_serves_on() {
+    let case = Case::with_users("s3_hangs", 100).await;
+    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://");
+    let proxy = Proxy::start(endpoint.parse().unwrap()).await;
+    let url = format!("http://{}", proxy.addr);
+    let emulator = emulator(&case, &[("AWS_ENDPOINT_URL_S3", &url)], 5).await;
+    let hold = proxy.hold_when_seen(format!("PUT /bastion-sync/{}/_state/checkpoint.json", case.prefix));
+    let error = emulator.invoke(&json!({})).await.error();
+    assert_eq!(error.error_type, "StorageUnavailable", "{}", error.message);
+    case.assert_no_backend_is_left().await;
+    let pid = emulator.function_pid();
+    drop(hold);
+    proxy.cut();
+    proxy.pass();
+    let answer = emulator.invoke(&json!({})).await.answer();
+    assert_eq!(table(&answer, "public.sample_users")["rows"], 100);
+    assert_eq!(emulator.function_pid(), pid);
+    case.assert_users_are_complete().await;
+    // The upload of the run that was given up is for the bucket's lifecycle rule: it may have been committed.
+    case.assert_no_backend_is_left().await;
+}
+
+#[tokio::test]
 async fn a_time_out_before_the_commit_publishes_nothing_and_the_next_invocation_reads_again() {
     let case = Case::with_users("timed_out_before", 100).await;
     let request = format!("PUT /bastion-sync/{}/_state/checkpoint.json", case.prefix);
