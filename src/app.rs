@@ -71,17 +71,16 @@ impl Call<'_> {
             return Err(Error::new(Kind::InvalidRequest, "`bucket` is not the one of FIVETRAN_BUCKET")
                 .with_hint("set FIVETRAN_BUCKET to the bucket that the connection syncs through, and let the role write to it"));
         }
-        let at = S3Uri { bucket: bucket.clone(), prefix: String::new() };
-        if self.config.output.as_ref().is_some_and(|output| output.holds(bucket, key)) {
+        let file = S3Uri { bucket: bucket.clone(), prefix: key.clone() };
+        if self.config.output.as_ref().is_some_and(|output| output.holds(&file)) {
             return Err(Error::new(Kind::InvalidRequest, "`file` lies below OUTPUT_URI")
                 .with_hint("give Fivetran a bucket of its own"));
         }
-        if let TableSource::Document(uri) = &self.config.tables
-            && (&uri.bucket, &uri.prefix) == (bucket, key)
-        {
+        if matches!(&self.config.tables, TableSource::Document(uri) if *uri == file) {
             return Err(Error::new(Kind::InvalidRequest, "`file` is the document of CONFIG_URI"));
         }
-        Ok(Some((Storage::new(self.app.s3.clone(), at), key.clone())))
+        let (at, key) = file.split();
+        Ok(Some((Storage::new(self.app.s3.clone(), at), key)))
     }
 
     /// The configured tables, which must include those that the request picks.

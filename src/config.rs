@@ -102,9 +102,10 @@ impl S3Uri {
 
 impl S3Uri {
     /// Whether an object lies below.
-    pub(crate) fn holds(&self, bucket: &str, key: &str) -> bool {
-        let rest = key.strip_prefix(&self.prefix);
-        self.bucket == bucket && rest.is_some_and(|rest| self.prefix.is_empty() || rest.starts_with('/'))
+    pub(crate) fn holds(&self, object: &Self) -> bool {
+        let rest = object.prefix.strip_prefix(&self.prefix);
+        self.bucket == object.bucket
+            && rest.is_some_and(|rest| self.prefix.is_empty() || rest.starts_with('/'))
     }
 
     /// Of a document's address: the place that it is in, and its key there.
@@ -182,12 +183,22 @@ impl TableRules {
 
     /// The options of a table, or `None` if it is not configured.
     pub(crate) fn options(&self, table: &TableName) -> Option<&TableOptions> {
-        self.rules.iter().find(|rule| rule.pattern.matches(table))?.options.as_ref()
+        self.rule(table)?.options.as_ref()
     }
 
     /// Whether a table is left out on purpose.
     pub(crate) fn excludes(&self, table: &TableName) -> bool {
-        self.rules.iter().find(|rule| rule.pattern.matches(table)).is_some_and(|rule| rule.options.is_none())
+        self.rule(table).is_some_and(|rule| rule.options.is_none())
+    }
+
+    /// The most specific one.
+    fn rule(&self, table: &TableName) -> Option<&TableRule> {
+        self.rules.iter().find(|rule| rule.pattern.matches(table))
+    }
+
+    /// Whether no table is named at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rules.is_empty()
     }
 
     /// The tables that are named outright and must therefore exist.
@@ -258,13 +269,16 @@ impl Config {
                 .parsed("ON_NEW_DATABASE", parse_on_new_database)
                 .unwrap_or(OnNewDatabase::Refuse),
             allows_event_secrets: env.switch("ALLOW_EVENT_SECRETS").unwrap_or(false),
-            doors: env.parsed("DOORS", parse_doors).unwrap_or_else(|| vec![Door::Direct, Door::EventBridge]),
+            doors: match env.text("DOORS") {
+                None => vec![Door::Direct, Door::EventBridge],
+                // A list that cannot be read closes no door: it is told with the other problems.
+                Some(_) => env.parsed("DOORS", parse_doors).unwrap_or_else(|| Door::ALL.to_vec()),
+            },
             fivetran_bucket: env.text("FIVETRAN_BUCKET"),
             has_fivetran_ndjson: env.switch("FIVETRAN_NDJSON").unwrap_or(false),
         };
         let door = request.door;
-        let is_known = !env.problems.iter().any(|problem| problem.starts_with("DOORS"));
-        if is_known && !config.doors.contains(&door) {
+        if !config.doors.contains(&door) {
             let context = format!("the door `{}` is not open", door.name());
             return Err(Error::new(Kind::InvalidRequest, context)
                 .with_hint(format!("add `{}` to the environment variable DOORS to open it", door.name())));
@@ -289,16 +303,6 @@ impl Config {
         }
         report("the environment", &env.problems)?;
         Ok(config)
-    }
-}
-
-impl Config {
-    /// Whether any table is named.
-    pub(crate) fn has_tables(&self) -> bool {
-        match &self.tables {
-            TableSource::Listed(rules) => !rules.rules.is_empty(),
-            TableSource::Document(_) => true,
-        }
     }
 }
 

@@ -25,7 +25,7 @@ const WORDS: [&str; 5] = ["modif", "updat", "chang", "last_", "mtime"];
 /// The kinds of secrets, bastion and database.
 pub(crate) async fn discover(call: &Call<'_>) -> Result<Value, Error> {
     // What is configured already shows as it is.
-    let rules = if call.config.has_tables() { call.rules().await? } else { TableRules::default() };
+    let rules = call.rules().await?;
     let statements = match call.request.warehouse {
         Some(_) if !call.config.has_metadata_columns => {
             return Err(Error::new(

@@ -102,10 +102,7 @@ async fn invocation(
             match request.door {
                 Door::Fivetran => {
                     let state = request.state.clone().map_or_else(|| json!({}), |state| state.0);
-                    let answer = match call.document()? {
-                        Some((storage, key)) => Answer::document(storage, key),
-                        None => Answer::inline(0),
-                    };
+                    let answer = Answer::new(call.document()?, 0);
                     // The answer to a test may have 64 KiB.
                     let is_long = checked.tables.len() > MOST_TABLES_OF_A_TEST;
                     let tables = if is_long { &[][..] } else { &checked.tables };

@@ -35,14 +35,14 @@ pub(crate) async fn status(call: &Call<'_>) -> Result<Value, Error> {
             }
         },
     };
-    let rules = if call.config.has_tables() { Some(call.rules().await?) } else { None };
+    let rules = call.rules().await?;
     let picked: Option<Vec<String>> =
         call.request.tables.as_ref().map(|tables| tables.iter().map(TableName::to_string).collect());
-    let is_wanted = |name: &String| match (&picked, &rules) {
-        (Some(picked), _) => picked.contains(name),
-        // What is not configured any more is of no interest.
-        (None, Some(rules)) => TableName::parse(name).is_ok_and(|table| rules.options(&table).is_some()),
-        (None, None) => true,
+    // What is not configured any more is of no interest.
+    let is_configured = |table: TableName| rules.is_empty() || rules.options(&table).is_some();
+    let is_wanted = |name: &String| match &picked {
+        Some(picked) => picked.contains(name),
+        None => TableName::parse(name).is_ok_and(is_configured),
     };
     failures.tables.retain(|name, _| is_wanted(name));
     let names: BTreeSet<&String> =

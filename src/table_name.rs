@@ -22,6 +22,11 @@ impl TableName {
         format!("{}.{}", quoted(&self.schema), quoted(&self.name))
     }
 
+    /// As one name: `{table}` in schema public, else `{schema}_{table}`.
+    pub(crate) fn to_flat(&self) -> String {
+        if self.schema == "public" { self.name.clone() } else { format!("{}_{}", self.schema, self.name) }
+    }
+
     /// `schema.name` for object keys: each identifier percent-encoded outside `[A-Za-z0-9_-]`.
     pub(crate) fn to_key(&self) -> String {
         format!("{}.{}", percent_encoded(&self.schema), percent_encoded(&self.name))

@@ -247,11 +247,7 @@ impl<'a> Sql<'a> {
                 || column.name.eq_ignore_ascii_case(column.member)
         };
         let (columns, left_out) = columns.into_iter().partition(is_found);
-        let base = match table.name.schema.as_str() {
-            "public" => table.name.name.clone(),
-            schema => format!("{schema}_{}", table.name.name),
-        };
-        Self { warehouse, data_uri, base, columns, left_out, row, day }
+        Self { warehouse, data_uri, base: table.name.to_flat(), columns, left_out, row, day }
     }
 
     fn changes(&self) -> String {

@@ -93,9 +93,9 @@ pub(crate) struct State {
     pub(crate) last_modified: Option<DateTime<Utc>>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+/// For serde.
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 impl Default for State {

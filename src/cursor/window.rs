@@ -51,18 +51,13 @@ pub(crate) struct TableCursor {
     #[serde(default)]
     pub(crate) fence: Fence,
     /// Windows completed since every row was last looked at, and from where on they looked.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "super::is_zero")]
     pub(crate) unaudited: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) looks: Option<Looks>,
     /// The window that is not read to its end yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) window: Option<Window>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// The rows that one snapshot owes a table.
@@ -327,17 +322,16 @@ impl TableCursor {
             Some(below) => Some(below),
             None => Some(next),
         };
-        let looks = match (window.position.is_scan(), self.looks.clone(), self.watermark) {
-            (true, _, _) => Some(Looks::new(window.snapshot.xmin, visible.clone())),
-            (false, Some(mut looks), Some(watermark)) => {
+        let looks = match (self.looks.clone(), self.watermark) {
+            // Before a range to begin with, rows were another's to deliver.
+            _ if window.position.is_scan() || self.is_backfill() => {
+                Some(Looks::new(window.snapshot.xmin, visible.clone()))
+            }
+            (Some(mut looks), Some(watermark)) => {
                 looks.add(window.snapshot.xmax, watermark);
                 Some(looks)
             }
-            // What came before was another's to deliver.
-            (false, None, Some(_)) if self.is_backfill() => {
-                Some(Looks::new(window.snapshot.xmin, visible.clone()))
-            }
-            (false, ..) => None,
+            _ => None,
         };
         let next_watermark = window.watermark.filter(|_| passed_over.is_none());
         // One that was given to begin with is no more than a bound of what to read.

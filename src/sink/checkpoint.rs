@@ -11,7 +11,7 @@ use ulid::Ulid;
 
 use super::batch::Sealed;
 use super::manifest::Manifest;
-use super::storage::{Completion, Condition, Put, Storage};
+use super::storage::{self, Completion, Condition, Put, Storage};
 use crate::cursor::{DatabaseId, Lsn, Observation, State, TableCursor};
 use crate::error::{Error, Kind};
 use crate::text::timestamp;
@@ -391,9 +391,7 @@ impl Checkpoint {
 /// `StorageDenied`, `StorageUnavailable`; the latter also where an upload is gone.
 pub(super) async fn publish_all(storage: &Storage, publications: &[&Publication]) -> Result<(), Error> {
     if completions(storage, publications).await?.contains(&Completion::Gone) {
-        // Only a lifecycle rule or a person removes an upload that was just made.
-        return Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed")
-            .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?"));
+        return Err(storage::vanished());
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::batch::{self, Batch};
-use super::storage::{Completion, Storage};
+use super::storage::{self, Completion, Storage};
 use crate::config::Compression;
 use crate::cursor::State;
 use crate::error::{Error, Kind};
@@ -89,11 +89,12 @@ struct ListMark {
 }
 
 impl Lists {
-    fn add(&mut self, table: &str, row: &[u8]) {
-        if !self.tables.contains_key(table) {
-            self.tables.insert(table.to_owned(), Vec::new());
+    fn add(&mut self, table: &str, rows: &[&[u8]]) {
+        if rows.is_empty() {
+            return;
         }
-        if let Some(list) = self.tables.get_mut(table) {
+        let list = self.tables.entry(table.to_owned()).or_default();
+        for row in rows {
             if !list.is_empty() {
                 list.push(b',');
             }
@@ -183,30 +184,26 @@ impl Document {
             return Err(error);
         }
         let sealed = batch.seal().await?;
-        match self.storage.complete(&sealed.upload, &sealed.parts).await {
-            Ok(Completion::Done) => Ok(()),
-            Ok(Completion::Gone) => {
-                self.storage.abort(&sealed.upload).await;
-                Err(Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed"))
-            }
-            Err(error) => {
-                self.storage.abort(&sealed.upload).await;
-                Err(error)
-            }
-        }
+        let error = match self.storage.complete(&sealed.upload, &sealed.parts).await {
+            Ok(Completion::Done) => return Ok(()),
+            Ok(Completion::Gone) => storage::vanished(),
+            Err(error) => error,
+        };
+        self.storage.abort(&sealed.upload).await;
+        Err(error)
     }
 }
 
 impl Answer {
-    /// An answer that holds the rows itself, up to so many bytes.
-    pub(crate) fn inline(room: usize) -> Self {
-        Self { inserts: Inserts::Inline { lists: Lists::default(), room }, deletes: Lists::default() }
-    }
-
-    /// An answer whose rows go into one document.
-    pub(crate) fn document(storage: Storage, key: String) -> Self {
-        let document = Document { storage, key, batch: None, table: None };
-        Self { inserts: Inserts::Document(Box::new(document)), deletes: Lists::default() }
+    /// An answer whose rows go into one document, or else, up to so many bytes, into itself.
+    pub(crate) fn new(document: Option<(Storage, String)>, room: usize) -> Self {
+        let inserts = match document {
+            Some((storage, key)) => {
+                Inserts::Document(Box::new(Document { storage, key, batch: None, table: None }))
+            }
+            None => Inserts::Inline { lists: Lists::default(), room },
+        };
+        Self { inserts, deletes: Lists::default() }
     }
 
     /// How many bytes of rows fit into an empty one.
@@ -238,19 +235,19 @@ impl Answer {
         lines: &[u8],
         deleted: &[usize],
     ) -> Result<(), Error> {
-        let name = name(&table.name);
+        let name = table.name.to_flat();
         let mut deleted = deleted.iter().copied().peekable();
         let mut inserted = Vec::new();
         for (i, line) in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).enumerate() {
             if deleted.next_if_eq(&i).is_some() {
-                self.deletes.add(&name, &key(table, line)?);
+                self.deletes.add(&name, &[&key(table, line)?]);
             } else {
                 inserted.push(line);
             }
         }
         match &mut self.inserts {
             Inserts::Inline { lists, .. } => {
-                inserted.into_iter().for_each(|line| lists.add(&name, line));
+                lists.add(&name, &inserted);
                 Ok(())
             }
             Inserts::Document(document) => document.write(&name, &inserted).await,
@@ -259,7 +256,7 @@ impl Answer {
 
     /// Where the answer stands before a table's share.
     pub(crate) fn mark(&self, table: &TableName) -> Mark {
-        let table = name(table);
+        let table = table.to_flat();
         let insert = match &self.inserts {
             Inserts::Inline { lists, .. } => InsertMark::Inline(lists.mark(&table)),
             Inserts::Document(document) => {
@@ -275,7 +272,7 @@ impl Answer {
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`.
     pub(crate) async fn rewind(&mut self, table: &TableName, mark: Mark) -> Result<(), Error> {
-        let table = name(table);
+        let table = table.to_flat();
         self.deletes.rewind(&table, mark.delete);
         match (&mut self.inserts, mark.insert) {
             (Inserts::Inline { lists, .. }, InsertMark::Inline(mark)) => lists.rewind(&table, mark),
@@ -371,7 +368,7 @@ fn no_room(table_count: usize) -> Error {
 }
 
 fn schema(tables: &[Arc<Table>]) -> Value {
-    tables.iter().map(|table| (name(&table.name), json!({"primary_key": table.key_names()}))).collect()
+    tables.iter().map(|table| (table.name.to_flat(), json!({"primary_key": table.key_names()}))).collect()
 }
 
 /// A row's primary key, as an object.
@@ -384,18 +381,13 @@ fn key(table: &Table, line: &[u8]) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(&key).map_err(internal)
 }
 
-/// `{table}` in schema public, else `{schema}_{table}`.
-fn name(table: &TableName) -> String {
-    if table.schema == "public" { table.name.clone() } else { format!("{}_{}", table.schema, table.name) }
-}
-
 /// Fivetran lower-snake-cases names: two tables, or two columns, that fall together would be mixed. Some names it keeps for
 /// itself.
 ///
 /// # Errors
 /// `InvalidConfig`, naming them.
 pub(crate) fn check_names(tables: &[Arc<Table>]) -> Result<(), Error> {
-    let names: Vec<String> = tables.iter().map(|table| name(&table.name)).collect();
+    let names: Vec<String> = tables.iter().map(|table| table.name.to_flat()).collect();
     check_distinct("tables", &names)?;
     for table in tables {
         let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
@@ -448,13 +440,12 @@ mod tests {
     #[test]
     fn rows_become_lists_by_table() {
         let mut lists = Lists::default();
-        lists.add("users", b"{\"id\":1}");
-        lists.add("users", b"{\"id\":2}");
-        lists.add("sales_orders", b"{\"id\":3}");
+        lists.add("users", &[b"{\"id\":1}", b"{\"id\":2}"]);
+        lists.add("sales_orders", &[b"{\"id\":3}"]);
         let (users, gone) = (lists.mark("users"), lists.mark("gone"));
-        lists.add("gone", b"{\"id\":4}");
+        lists.add("gone", &[b"{\"id\":4}"]);
         lists.rewind("gone", gone);
-        lists.add("users", b"{\"id\":5}");
+        lists.add("users", &[b"{\"id\":5}"]);
         lists.rewind("users", users);
         let json: Value = serde_json::from_slice(&lists.to_json()).expect("JSON");
         assert_eq!(json, json!({"users": [{"id": 1}, {"id": 2}], "sales_orders": [{"id": 3}]}));

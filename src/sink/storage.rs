@@ -76,6 +76,12 @@ pub(crate) enum Completion {
     Gone,
 }
 
+/// Of an upload that was just made: only a lifecycle rule or a person removes one.
+pub(super) fn vanished() -> Error {
+    Error::new(Kind::StorageUnavailable, "an upload vanished before it was completed")
+        .with_hint("the next run reads its rows again; is there a rule that aborts uploads early?")
+}
+
 impl Storage {
     pub(crate) fn new(client: S3Client, at: S3Uri) -> Self {
         Self { client, at }

@@ -106,7 +106,7 @@ pub(crate) async fn list_tables(
                        (select relid from pg_partition_tree(c.oid) union select c.oid::regclass) t), \
                     (select sum(p.reltuples)::int8 from pg_class p where p.reltuples >= 0 and p.relkind = 'r' and p.oid in \
                        (select relid from pg_partition_tree(c.oid) union select c.oid::regclass)) \
-             from unnest($1::oid[]) with ordinality as wanted(oid, n) join pg_class c on c.oid = wanted.oid order by n",
+             from pg_class c where c.oid = any($1)",
             &[(&oids, Type::OID_ARRAY)],
             deadline,
         )
@@ -121,8 +121,7 @@ pub(crate) async fn list_tables(
         let is_partitioned = relation.kind == "p";
         let name = relation.name.clone();
         let is_time = |column: &&CatalogColumn| {
-            let ty = Type::from_oid(column.type_oid);
-            ty.is_some_and(|ty| [Type::TIMESTAMPTZ, Type::TIMESTAMP, Type::DATE].contains(&ty))
+            Type::from_oid(column.type_oid).is_some_and(|ty| time_kind(&ty).is_some())
         };
         let times = relation.columns.iter().filter(is_time);
         let times = times.map(|column| (column.name.clone(), column.is_indexed)).collect();
@@ -385,7 +384,7 @@ fn deleted_column(
     match relation.columns.iter().find(|column| column.name == *name) {
         Some(column) => match Type::from_oid(column.type_oid) {
             Some(Type::BOOL) => Ok(Some(DeletedColumn { name: name.clone(), is_bool: true })),
-            Some(Type::TIMESTAMPTZ | Type::TIMESTAMP | Type::DATE) => {
+            Some(ty) if time_kind(&ty).is_some() => {
                 Ok(Some(DeletedColumn { name: name.clone(), is_bool: false }))
             }
             _ => invalid(&format!("it is of type {}, neither a bool nor a time", column.type_name)),
@@ -396,15 +395,20 @@ fn deleted_column(
 }
 
 fn cursor_kind(name: &TableName, column: &CatalogColumn, ty: &Type) -> Result<CursorKind, Error> {
+    time_kind(ty).ok_or_else(|| {
+        let context =
+            format!("cursor column {} of table {name} is of type {}", column.name, column.type_name);
+        Error::new(Kind::SchemaChanged, context)
+            .with_hint("a cursor column is a timestamptz, a timestamp or a date")
+    })
+}
+
+fn time_kind(ty: &Type) -> Option<CursorKind> {
     match *ty {
-        Type::TIMESTAMPTZ => Ok(CursorKind::Timestamptz),
-        Type::TIMESTAMP => Ok(CursorKind::Timestamp),
-        Type::DATE => Ok(CursorKind::Date),
-        _ => Err(Error::new(
-            Kind::SchemaChanged,
-            format!("cursor column {} of table {name} is of type {}", column.name, column.type_name),
-        )
-        .with_hint("a cursor column is a timestamptz, a timestamp or a date")),
+        Type::TIMESTAMPTZ => Some(CursorKind::Timestamptz),
+        Type::TIMESTAMP => Some(CursorKind::Timestamp),
+        Type::DATE => Some(CursorKind::Date),
+        _ => None,
     }
 }
 

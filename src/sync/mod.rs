@@ -91,8 +91,6 @@ struct Run<'a> {
     completed_backfill_count: usize,
     /// A window was opened for later transactions to read.
     has_frozen: bool,
-    /// A cursor has moved.
-    has_moved: bool,
     has_unfinished: bool,
     reports: Vec<Report>,
 }
@@ -137,7 +135,6 @@ impl<'a> Run<'a> {
             completed_count: 0,
             completed_backfill_count: 0,
             has_frozen: false,
-            has_moved: false,
             has_unfinished: false,
             reports: Vec::new(),
         })
@@ -170,10 +167,7 @@ impl<'a> Run<'a> {
         if self.is_fivetran() {
             fivetran::check_names(&tables)?;
             let room = fivetran::room(self.ledger.state(), &tables)?;
-            self.answer = Some(match document {
-                Some((storage, key)) => Answer::document(storage, key),
-                None => Answer::inline(room),
-            });
+            self.answer = Some(Answer::new(document, room));
         }
         match self.read(found, observation).await {
             Ok(()) => Ok(self.finish(tables)),
@@ -249,9 +243,9 @@ impl<'a> Run<'a> {
         let has_progress = self.row_count > 0 || self.completed_backfill_count > 0 || self.has_frozen;
         let mut has_more = self.has_unfinished && has_progress;
         if self.is_fivetran() {
-            let is_unfinished = self.has_unfinished && self.has_moved;
+            // A run that comes to its end has moved a cursor.
             (has_more, state.empty_answers) =
-                fivetran::promise(is_unfinished, self.row_count, state.empty_answers);
+                fivetran::promise(self.has_unfinished, self.row_count, state.empty_answers);
         }
         Outcome {
             has_more,
@@ -335,7 +329,6 @@ impl<'a> Run<'a> {
                     return Err(fault.error.into());
                 }
             };
-            // The server need not wait for the upload.
             let is_anew =
                 cursor.window.as_ref().is_some_and(|window| window.snapshot != share.window.snapshot);
             if is_anew && self.is_fivetran() && done.rows > 0 {
@@ -344,6 +337,7 @@ impl<'a> Run<'a> {
                 self.has_unfinished = true;
                 break;
             }
+            // The server need not wait for the upload.
             let (sealed, answer) = output.seal().await;
             self.answer = answer;
             let publication = self.publication(table, before.as_ref(), &share, sealed?);
@@ -359,7 +353,6 @@ impl<'a> Run<'a> {
                 publication,
             });
             before = Some(share.cursor);
-            self.has_moved = true;
             if self.ledger.is_group_due() {
                 self.commit().await.map_err(Fault::Commit)?;
             }

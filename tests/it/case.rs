@@ -76,6 +76,14 @@ impl Case {
         Proxy::start(format!("{}:{}", bastion.host, bastion.port).parse().unwrap()).await
     }
 
+    /// A proxy before the stack's S3, and its address for AWS_ENDPOINT_URL_S3.
+    pub(crate) async fn s3_proxy(&self) -> (Proxy, String) {
+        let endpoint = self.stack.s3.endpoint.trim_start_matches("http://");
+        let proxy = Proxy::start(endpoint.parse().unwrap()).await;
+        let url = format!("http://{}", proxy.addr);
+        (proxy, url)
+    }
+
     /// The secret for a database of another server, and the bastion that leads to it.
     pub(crate) async fn configuration_of(&self, database: &Database, port: u16) -> (Value, Bastion) {
         let permit_open = vec![format!("127.0.0.1:{port}")];

@@ -1,7 +1,5 @@
 //! The commit: overlapping runs, runs killed at its steps, replies that are lost.
 
-use std::net::SocketAddr;
-
 use harness::Proxy;
 use serde_json::{Value, json};
 
@@ -9,9 +7,7 @@ use crate::case::{Case, invoke, start, sync, table};
 
 /// A function that reaches S3 through a proxy.
 async fn behind_proxy(case: &Case) -> (harness::Function, Proxy) {
-    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://");
-    let proxy = Proxy::start(endpoint.parse::<SocketAddr>().unwrap()).await;
-    let url = format!("http://{}", proxy.addr);
+    let (proxy, url) = case.s3_proxy().await;
     let function = case.function(&[("AWS_ENDPOINT_URL_S3", &url)]).await;
     (function, proxy)
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use harness::{FIVETRAN_BUCKET, Fivetran, Function, Mishap, Random};
+use harness::{FIVETRAN_BUCKET, Fivetran, Function, Mishap};
 use serde_json::{Value, json};
 
 use crate::case::{Case, invoke};
+use crate::stress::random;
 
 const VIA_S3: (&str, &str) = ("FIVETRAN_BUCKET", FIVETRAN_BUCKET);
 
@@ -37,10 +38,7 @@ impl Case {
 
 /// Writers, open transactions, lost answers, half-loaded answers and killed functions, in random order.
 async fn any_schedule(name: &str, bucket: Option<&str>) {
-    let seed =
-        std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(Random::new_seed);
-    println!("{name}: STRESS_SEED={seed}");
-    let mut random = Random::new(seed);
+    let mut random = random(name);
     let case = Case::new(name).await;
     case.run(
         "create table users (id int primary key, name text, modified_at timestamptz not null default now(), deleted_at timestamptz);
@@ -466,9 +464,7 @@ async fn a_state_that_was_edited_is_refused_or_loses_nothing() {
     let mut edits = vec![json!({"version": 2}), json!([]), json!("text"), json!({"tables": {}})];
     edit(&good, &mut |edited| edits.push(edited));
     assert!(edits.len() > 100, "{}", edits.len());
-    let seed = Random::new_seed();
-    println!("fivetran_edited: seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = random("fivetran_edited");
     let (mut refused, mut taken) = (0, 0);
     for _ in 0..40 {
         let state = edits.swap_remove(random.index(edits.len()));

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use harness::Proxy;
 use serde_json::{Value, json};
 
 use crate::case::{Case, invoke, sync, table};
@@ -443,9 +442,7 @@ async fn a_stalled_s3_ends_the_page_and_not_the_sync() {
         "insert into big select i, '2026-01-01Z', repeat(md5(i::text), 60) from generate_series(1, 30000) i",
     )
     .await;
-    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://").parse().unwrap();
-    let proxy = Proxy::start(endpoint).await;
-    let url = format!("http://{}", proxy.addr);
+    let (proxy, url) = case.s3_proxy().await;
     let function = case.function(&[("AWS_ENDPOINT_URL_S3", &url), ("COMPRESSION", "none")]).await;
     let event = json!({});
     let run = invoke(&function, &event);

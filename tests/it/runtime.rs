@@ -95,9 +95,7 @@ async fn the_deadline_cuts_a_sync_and_the_next_invocations_go_on_until_the_end()
 /// Invokes a function that stops (SIGSTOP) in sending `request`, so that Lambda kills it when its time is over. The
 /// request does not arrive.
 async fn run_timed_out_at(case: &Case, request: &str) -> (Emulator, Proxy) {
-    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://");
-    let proxy = Proxy::start(endpoint.parse().unwrap()).await;
-    let url = format!("http://{}", proxy.addr);
+    let (proxy, url) = case.s3_proxy().await;
     let emulator = emulator(case, &[("AWS_ENDPOINT_URL_S3", &url)], 5).await;
     let hold = proxy.hold_when_seen(request);
     let stop = async {
@@ -122,9 +120,7 @@ async fn run_timed_out_at(case: &Case, request: &str) -> (Emulator, Proxy) {
 #[tokio::test]
 async fn an_s3_that_hangs_is_told_before_the_time_is_over_and_the_process_serves_on() {
     let case = Case::with_users("s3_hangs", 100).await;
-    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://");
-    let proxy = Proxy::start(endpoint.parse().unwrap()).await;
-    let url = format!("http://{}", proxy.addr);
+    let (proxy, url) = case.s3_proxy().await;
     let emulator = emulator(&case, &[("AWS_ENDPOINT_URL_S3", &url)], 5).await;
     let hold = proxy.hold_when_seen(format!("PUT /bastion-sync/{}/_state/checkpoint.json", case.prefix));
     let error = emulator.invoke(&json!({})).await.error();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bastion_sync::error::Kind;
-use harness::{Execution, Function, FunctionError, Proxy, StepFunctions, process};
+use harness::{Execution, Function, FunctionError, StepFunctions, process};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -172,9 +172,7 @@ async fn tables_that_fail_are_told_when_the_others_are_done() {
 #[tokio::test]
 async fn a_crash_is_tried_again_and_loses_nothing() {
     let case = Case::with_users("machine_crash", 100).await;
-    let endpoint = case.stack.s3.endpoint.trim_start_matches("http://");
-    let proxy = Proxy::start(endpoint.parse().unwrap()).await;
-    let url = format!("http://{}", proxy.addr);
+    let (proxy, url) = case.s3_proxy().await;
     let lambda = Lambda::with(case.env(&case.configuration(), &[("AWS_ENDPOINT_URL_S3", &url)]).await).await;
     let pid = lambda.function.lock().await.pid();
     let step_functions = step_functions(&case, &lambda).await;

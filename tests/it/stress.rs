@@ -31,7 +31,7 @@ fn duration() -> Duration {
 }
 
 /// Prints its seed, and takes it from there again.
-fn random(name: &str) -> Random {
+pub(crate) fn random(name: &str) -> Random {
     let seed =
         std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(Random::new_seed);
     println!("{name}: STRESS_SEED={seed}");
