@@ -8,7 +8,7 @@ use crate::credentials::{self, Secrets};
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 use crate::request::{Door, File, Request};
-use crate::sink::storage::{self, S3Client, Storage};
+use crate::sink::storage::{S3, Storage};
 use crate::source::access::Credentials;
 use crate::source::session::{Bounds, Session};
 use crate::text::elapsed_ms;
@@ -16,14 +16,14 @@ use crate::text::elapsed_ms;
 /// The container's clients.
 #[derive(Debug)]
 pub struct App {
-    pub(crate) s3: S3Client,
+    pub(crate) s3: S3,
     pub(crate) secrets: Secrets,
 }
 
 impl App {
     /// The clients, which connect when they are first used.
     pub fn new(config: &aws_config::SdkConfig) -> Self {
-        Self { s3: storage::client(config), secrets: Secrets::new(config) }
+        Self { s3: S3::new(config), secrets: Secrets::new(config) }
     }
 }
 
@@ -47,7 +47,7 @@ impl Call<'_> {
         let output = self.config.output.clone().ok_or_else(|| {
             Error::new(Kind::InvalidConfig, "OUTPUT_URI is not set: where to write, s3://bucket/prefix")
         })?;
-        Ok(Storage::new(self.app.s3.clone(), output))
+        Ok(Storage::new(&self.app.s3, output))
     }
 
     /// Where objects go: nowhere, if Fivetran gets the rows and nobody else.
@@ -80,7 +80,7 @@ impl Call<'_> {
             return Err(Error::new(Kind::InvalidRequest, "`file` is the document of CONFIG_URI"));
         }
         let (at, key) = file.split();
-        Ok(Some((Storage::new(self.app.s3.clone(), at), key)))
+        Ok(Some((Storage::new(&self.app.s3, at), key)))
     }
 
     /// The configured tables, which must include those that the request picks.
@@ -92,7 +92,7 @@ impl Call<'_> {
             TableSource::Listed(rules) => rules.clone(),
             TableSource::Document(uri) => {
                 let (at, key) = uri.split();
-                let storage = Storage::new(self.app.s3.clone(), at);
+                let storage = Storage::new(&self.app.s3, at);
                 let (bytes, _) = storage.get(&key).await?.ok_or_else(|| {
                     Error::new(Kind::InvalidConfig, format!("CONFIG_URI: {uri} does not exist"))
                 })?;

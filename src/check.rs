@@ -11,7 +11,7 @@ use crate::request::Door;
 use crate::sink::checkpoint::Checkpoint;
 use crate::sink::fivetran;
 use crate::sink::ledger::Ledger;
-use crate::source::catalog::find_tables;
+use crate::source::catalog::{find_tables, relations};
 use crate::table::Table;
 
 /// What the check found.
@@ -40,7 +40,10 @@ pub(crate) async fn check(call: &Call<'_>) -> Result<Checked, Error> {
     let outcome = async {
         let mut tables = Vec::new();
         let picked = call.request.tables.as_deref();
-        for (_, table) in find_tables(&session, call.config, &rules, picked, &state, call.deadline).await? {
+        let relations = relations(&session, &rules, call.deadline).await?;
+        let found =
+            find_tables(&session, relations, call.config, &rules, picked, &state, call.deadline).await?;
+        for (_, table) in found {
             let table = table?;
             let columns: Vec<String> =
                 table.columns.iter().map(|column| crate::table_name::quoted(&column.name)).collect();

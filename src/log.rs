@@ -6,25 +6,33 @@ use chrono::Utc;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::text::timestamp;
 
 /// Starts the log, as `AWS_LAMBDA_LOG_LEVEL` and `AWS_LAMBDA_LOG_FORMAT` say: `Text` gives lines for people, anything
 /// else JSON. TRACE, which would log whole events, is compiled out.
 pub fn init() {
-    let level = std::env::var("AWS_LAMBDA_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned());
-    // What the runtime would say about a failed invocation we say with fields.
-    let filter = |level: &str| format!("warn,lambda_runtime=off,bastion_sync={level}");
-    let filter = EnvFilter::try_new(filter(&level)).unwrap_or_else(|_| EnvFilter::new(filter("info")));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+    let level = std::env::var("AWS_LAMBDA_LOG_LEVEL").ok().and_then(|level| level.parse().ok());
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        // What the runtime would say about a failed invocation we say with fields.
+        .with_target("lambda_runtime", LevelFilter::OFF)
+        .with_target("bastion_sync", level.unwrap_or(LevelFilter::INFO));
+    let log = tracing_subscriber::fmt::layer();
     if std::env::var("AWS_LAMBDA_LOG_FORMAT").is_ok_and(|format| format.eq_ignore_ascii_case("text")) {
-        subscriber.with_target(false).with_ansi(false).init();
+        tracing_subscriber::registry()
+            .with(log.with_target(false).with_ansi(false).with_filter(filter))
+            .init();
     } else {
-        subscriber.fmt_fields(JsonFields::new()).event_format(Flat).init();
+        tracing_subscriber::registry()
+            .with(log.fmt_fields(JsonFields::new()).event_format(Flat).with_filter(filter))
+            .init();
     }
 }
 

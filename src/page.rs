@@ -22,7 +22,10 @@ use crate::table::Table;
 use crate::text::hex;
 
 /// Rows are handed on in pieces of this size.
-const BUFFER_BYTES: usize = 128 << 10;
+const PIECE_BYTES: usize = 128 << 10;
+
+/// So many rows that are there already are taken without a look at the clock.
+const BURST_ROWS: usize = 1000;
 
 /// How often it is looked at whether the page must end while nothing comes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -157,7 +160,8 @@ struct Buffer {
     last_start: usize,
     last_place: Place,
     /// The last row, if the filter held it back: the position is after it all the same.
-    held_back: Option<Vec<u8>>,
+    held_back: Vec<u8>,
+    is_last_held_back: bool,
 }
 
 impl Reader<'_> {
@@ -172,7 +176,14 @@ impl Reader<'_> {
             let Some(tuple) = self.in_time(copy.next()).await else { break };
             let Some(tuple) = tuple.map_err(row_fault)? else { break };
             self.row(&tuple)?;
-            if self.buffer.json.len() >= BUFFER_BYTES {
+            for _ in 1..BURST_ROWS {
+                if self.read.cut.is_some() || self.buffer.json.len() >= PIECE_BYTES {
+                    break;
+                }
+                let Some(tuple) = copy.next_at_hand() else { break };
+                self.row(&tuple.map_err(row_fault)?)?;
+            }
+            if self.buffer.json.len() >= PIECE_BYTES {
                 match self.hand_on_beside(copy).await? {
                     Some(going_on) => copy = going_on,
                     None => {
@@ -212,17 +223,21 @@ impl Reader<'_> {
 
     /// Encodes one row, or cuts the page before or after it.
     fn row(&mut self, tuple: &[u8]) -> Result<(), PageFault> {
-        let unencodable = |fault| unencodable(self.page.table, fault);
-        let system = self.encoder.system_values(tuple).map_err(unencodable)?;
         let buffer = &mut self.buffer;
         let start = buffer.json.len();
         let json = &mut buffer.json;
-        self.encoder.write(tuple, json).map_err(unencodable)?;
+        if json.capacity() == 0 {
+            json.reserve(PIECE_BYTES + (PIECE_BYTES >> 2));
+        }
+        let system = self.encoder.write(tuple, json).map_err(|fault| unencodable(self.page.table, fault))?;
         let row_bytes = json.len() - start;
         let xid = self.filter.xid(system.xmin);
         let is_passed_over = system.is_missed && self.filter.is_left_to_ranges(xid);
         if !self.filter.admits(xid) && !is_passed_over {
-            buffer.held_back = Some(json.split_off(start));
+            buffer.is_last_held_back = true;
+            buffer.held_back.clear();
+            buffer.held_back.extend_from_slice(&json[start..]);
+            json.truncate(start);
         } else if json.len() > self.output.room() {
             if row_bytes > self.output.capacity() {
                 return Err(too_large(format!("a row of {row_bytes} bytes does not fit into an answer")));
@@ -231,7 +246,7 @@ impl Reader<'_> {
             self.read.cut = Some(Cut::AnswerFull);
             return Ok(());
         } else {
-            (buffer.last_start, buffer.held_back) = (start, None);
+            (buffer.last_start, buffer.is_last_held_back) = (start, false);
             let row = usize::try_from(buffer.rows).unwrap_or(usize::MAX);
             buffer.deleted.extend(system.is_deleted.then_some(row));
             buffer.rows += 1;
@@ -242,7 +257,7 @@ impl Reader<'_> {
             }
         }
         let place = Place(system.place.0, system.place.1);
-        if self.page.leaf.is_some() && place <= buffer.last_place.max(self.read.last_place) {
+        if self.page.needs_place && place <= buffer.last_place.max(self.read.last_place) {
             return Err(Error::new(
                 Kind::Internal,
                 "rows of a scan do not come in the order of their places",
@@ -266,24 +281,24 @@ impl Reader<'_> {
     }
 
     async fn hand_on(&mut self) -> Result<(), PageFault> {
-        let buffer = std::mem::take(&mut self.buffer);
+        let mut buffer = std::mem::take(&mut self.buffer);
         if buffer.received == 0 {
             return Ok(());
         }
-        if buffer.rows > 0 {
-            self.output.write(self.page.table, &buffer.json, buffer.rows, &buffer.deleted).await?;
-        }
         self.read.last_row.clear();
-        let last_row = buffer.held_back.as_deref().unwrap_or(&buffer.json[buffer.last_start..]);
+        let last_row: &[u8] =
+            if buffer.is_last_held_back { &buffer.held_back } else { &buffer.json[buffer.last_start..] };
         self.read.last_row.extend_from_slice(last_row);
+        let byte_count = buffer.json.len() as u64;
+        if buffer.rows > 0 {
+            let json = std::mem::take(&mut buffer.json);
+            self.output.write(self.page.table, json, buffer.rows, &buffer.deleted).await?;
+        }
         self.read.last_place = buffer.last_place;
         self.read.received += buffer.received;
         self.read.rows += buffer.rows;
         self.read.missed += buffer.missed;
-        self.read.bytes += buffer.json.len() as u64;
-        let mut json = buffer.json;
-        json.clear();
-        self.buffer.json = json;
+        self.read.bytes += byte_count;
         Ok(())
     }
 }

@@ -48,6 +48,11 @@ impl<'a> Filter<'a> {
         xid::rebuilt(xmin, self.next)
     }
 
+    /// Whether the page delivers every row version, whatever its transaction.
+    pub(crate) fn admits_all(&self) -> bool {
+        self.since.is_none() && self.frozen.is_none()
+    }
+
     /// Whether the page delivers a row version.
     pub(crate) fn admits(&self, xid: u64) -> bool {
         let is_delivered =

@@ -34,6 +34,13 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Whether no transaction was in progress.
+    pub(crate) fn is_quiet(self) -> bool {
+        self.xmin == self.xmax
+    }
+}
+
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:", self.xmin, self.xmax)

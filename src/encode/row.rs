@@ -23,9 +23,11 @@ struct Column {
     encoding: Encoding,
 }
 
-/// What the query puts before a table's columns, and no line shows: always `xmin`; then as it says.
+/// What the query puts before a table's columns, and no line shows, in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SystemColumns {
+    /// `xmin`.
+    pub(crate) has_xmin: bool,
     /// `ctid`.
     pub(crate) has_place: bool,
     /// A bool: whether the cursor column would have missed the row.
@@ -34,7 +36,7 @@ pub(crate) struct SystemColumns {
     pub(crate) has_deleted: bool,
 }
 
-/// Their values.
+/// Their values; zero and false where they are not asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SystemValues {
     pub(crate) xmin: u32,
@@ -46,12 +48,13 @@ pub(crate) struct SystemValues {
 
 impl SystemColumns {
     fn count(self) -> usize {
-        1 + usize::from(self.has_place) + usize::from(self.has_missed) + usize::from(self.has_deleted)
+        let columns = [self.has_xmin, self.has_place, self.has_missed, self.has_deleted];
+        columns.into_iter().map(usize::from).sum()
     }
 
     fn read(self, input: &mut Reader<'_>) -> Result<SystemValues, Unencodable> {
         let mut field = || input.field()?.ok_or(Unencodable { reason: "a system column is null" });
-        let xmin = u32::from_be_bytes(exact(field()?)?);
+        let xmin = if self.has_xmin { u32::from_be_bytes(exact(field()?)?) } else { 0 };
         let place = match self.has_place {
             false => (0, 0),
             true => {
@@ -99,23 +102,13 @@ impl RowEncoder {
         self.system_columns = system_columns;
     }
 
-    /// The values of a tuple's system columns.
-    ///
-    /// # Errors
-    /// `Malformed`.
-    #[inline]
-    pub(crate) fn system_values(&self, tuple: &[u8]) -> Result<SystemValues, RowError> {
-        let mut input = Reader::new(tuple);
-        input.int16().map_err(malformed)?;
-        self.system_columns.read(&mut input).map_err(malformed)
-    }
-
     /// Appends one line (`{…}` and a newline) for one tuple of a binary COPY: an int16 field count, then an
-    /// int32 length and the bytes of each field.
+    /// int32 length and the bytes of each field. Gives the values of its system columns.
     ///
     /// # Errors
     /// `out` is then as long as it was.
-    pub(crate) fn write(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<(), RowError> {
+    #[inline]
+    pub(crate) fn write(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<SystemValues, RowError> {
         let start = out.len();
         let result = self.write_line(tuple, out);
         if result.is_err() {
@@ -125,14 +118,14 @@ impl RowEncoder {
     }
 
     #[inline]
-    fn write_line(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<(), RowError> {
+    fn write_line(&self, tuple: &[u8], out: &mut Vec<u8>) -> Result<SystemValues, RowError> {
         let start = out.len();
         let mut input = Reader::new(tuple);
         let field_count = input.int16().map_err(malformed)?;
         if usize::try_from(field_count) != Ok(self.system_columns.count() + self.columns.len()) {
             return Err(RowError::Malformed);
         }
-        self.system_columns.read(&mut input).map_err(malformed)?;
+        let system = self.system_columns.read(&mut input).map_err(malformed)?;
         for (index, column) in self.columns.iter().enumerate() {
             out.extend_from_slice(&column.key);
             match input.field().map_err(malformed)? {
@@ -149,7 +142,7 @@ impl RowEncoder {
         }
         input.finish().map_err(malformed)?;
         out.extend_from_slice(&self.end);
-        Ok(())
+        Ok(system)
     }
 }
 
@@ -176,8 +169,13 @@ mod tests {
     use super::*;
 
     fn users() -> RowEncoder {
-        let columns = [("id", Encoding::Int8), ("full \"name\"", Encoding::Text)];
-        RowEncoder::new(columns, Some(42), 1 << 20)
+        with_xmin(&[("id", Encoding::Int8), ("full \"name\"", Encoding::Text)], Some(42))
+    }
+
+    fn with_xmin(columns: &[(&str, Encoding)], seq: Option<u64>) -> RowEncoder {
+        let mut encoder = RowEncoder::new(columns.iter().cloned(), seq, 1 << 20);
+        encoder.set_system_columns(SystemColumns { has_xmin: true, ..SystemColumns::default() });
+        encoder
     }
 
     fn line(encoder: &RowEncoder, hex: &str) -> Result<String, RowError> {
@@ -186,7 +184,7 @@ mod tests {
         let text = String::from_utf8(out).expect("UTF-8");
         let line = text.strip_prefix("before\n").expect("what was there stays");
         match result {
-            Ok(()) => Ok(line.to_owned()),
+            Ok(_) => Ok(line.to_owned()),
             Err(error) => {
                 assert_eq!(line, "", "nothing is left of a row that failed");
                 Err(error)
@@ -212,16 +210,10 @@ mod tests {
 
     #[test]
     fn a_row_may_be_without_seq_or_columns() {
-        let encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
+        let encoder = with_xmin(&[("id", Encoding::Bool)], None);
         assert_eq!(line(&encoder, "0002 00000004 00000007 00000001 01"), Ok("{\"id\":true}\n".to_owned()));
-        assert_eq!(
-            line(&RowEncoder::new([], None, 1 << 20), "0001 00000004 00000007"),
-            Ok("{}\n".to_owned())
-        );
-        assert_eq!(
-            line(&RowEncoder::new([], Some(0), 1 << 20), "0001 00000004 00000007"),
-            Ok("{\"_seq\":0}\n".to_owned())
-        );
+        assert_eq!(line(&with_xmin(&[], None), "0001 00000004 00000007"), Ok("{}\n".to_owned()));
+        assert_eq!(line(&with_xmin(&[], Some(0)), "0001 00000004 00000007"), Ok("{\"_seq\":0}\n".to_owned()));
     }
 
     #[test]
@@ -246,11 +238,16 @@ mod tests {
     #[test]
     fn system_columns_are_read_and_not_written() {
         let mut encoder = RowEncoder::new([("id", Encoding::Bool)], None, 1 << 20);
-        encoder.set_system_columns(SystemColumns { has_place: true, has_missed: true, has_deleted: true });
+        encoder.set_system_columns(SystemColumns {
+            has_xmin: true,
+            has_place: true,
+            has_missed: true,
+            has_deleted: true,
+        });
         let hex = "0005 00000004 00000007 00000006 000000050002 00000001 01 00000001 01 00000001 01";
         assert_eq!(line(&encoder, hex), Ok("{\"id\":true}\n".to_owned()));
         let values = SystemValues { xmin: 7, place: (5, 2), is_missed: true, is_deleted: true };
-        assert_eq!(encoder.system_values(&bytes(hex)), Ok(values));
+        assert_eq!(encoder.write(&bytes(hex), &mut Vec::new()), Ok(values));
     }
 
     #[test]

@@ -1,35 +1,40 @@
-//! A batch: the rows of one object, compressed and uploaded as it fills. At most three parts are in memory: one that
-//! fills and two under way; and a copy of the first where it may be taken back.
+//! A batch: the rows of one object, compressed and uploaded as it fills.
 
 use std::io::Write;
 
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use ulid::Ulid;
 
+use super::buffers::{Buffer, PART_BYTES};
 use super::storage::{Part, Storage, Upload};
 use crate::config::Compression;
 use crate::error::{Error, Kind};
 use crate::text::hex;
 
-/// S3 takes 10,000 parts an object, and parts of 5 MiB at least.
-const PART_BYTES: usize = 8 << 20;
-const UPLOADS_UNDER_WAY: usize = 2;
+/// Compressed at once: after each it is looked whether the part is full.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// An open batch.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    encoder: Encoder,
+    object: Object,
+    row_count: u64,
+    byte_count: u64,
+}
+
+/// What has left the compressor.
+#[derive(Debug)]
+struct Object {
     storage: Storage,
     upload: Upload,
-    encoder: Encoder,
     uploading: JoinSet<Result<(usize, Part), Error>>,
     parts: Vec<Option<Part>>,
     hash: Sha256,
-    row_count: u64,
     byte_count: u64,
-    object_byte_count: u64,
 }
 
 /// Where a batch stood.
@@ -64,136 +69,141 @@ impl Batch {
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
     pub(crate) async fn begin(storage: &Storage, key: &str, compression: Compression) -> Result<Self, Error> {
+        let encoder = Encoder::new(compression, storage.buffers().take().await)?;
         let upload = storage.create_upload(key, &Ulid::generate().to_string()).await?;
-        Ok(Self {
+        let object = Object {
             storage: storage.clone(),
             upload,
-            encoder: Encoder::new(compression)?,
             uploading: JoinSet::new(),
             parts: Vec::new(),
             hash: Sha256::new(),
-            row_count: 0,
             byte_count: 0,
-            object_byte_count: 0,
-        })
+        };
+        Ok(Self { encoder, object, row_count: 0, byte_count: 0 })
     }
 
-    /// Appends whole rows; waits while two parts are under way.
+    /// Appends whole rows; waits while no buffer is free for the next part.
     pub(crate) async fn write(&mut self, rows: &[u8], row_count: u64) -> Result<(), Error> {
-        self.encoder.write(rows)?;
+        for piece in rows.chunks(PIECE_BYTES) {
+            self.encoder.write(piece)?;
+            if self.encoder.output().len() >= PART_BYTES {
+                let next = self.object.storage.buffers().take().await;
+                let part = std::mem::replace(self.encoder.output(), next);
+                self.object.upload_part(part)?;
+            }
+        }
         self.row_count += row_count;
         self.byte_count += rows.len() as u64;
-        if self.encoder.output().len() >= PART_BYTES {
-            let part =
-                std::mem::replace(self.encoder.output(), Vec::with_capacity(PART_BYTES + (PART_BYTES >> 3)));
-            self.upload_part(part).await?;
-        }
         Ok(())
     }
 
     /// Compressed bytes so far; what the compressor still holds is not counted.
     pub(crate) fn object_bytes(&mut self) -> u64 {
-        self.object_byte_count + self.encoder.output().len() as u64
+        self.object.byte_count + self.encoder.output().len() as u64
     }
 
     /// Uploads what is left and waits for all parts.
-    pub(crate) async fn seal(mut self) -> Result<Sealed, Error> {
-        match self.upload_rest().await {
+    pub(crate) async fn seal(self) -> Result<Sealed, Error> {
+        let Self { encoder, mut object, row_count, byte_count } = self;
+        match object.finish(encoder).await {
             Ok(()) => Ok(Sealed {
-                parts: self.parts.into_iter().flatten().collect(),
-                upload: self.upload,
-                rows: self.row_count,
-                bytes: self.byte_count,
-                object_bytes: self.object_byte_count,
-                sha256: hex(&self.hash.finalize()),
+                parts: object.parts.into_iter().flatten().collect(),
+                upload: object.upload,
+                rows: row_count,
+                bytes: byte_count,
+                object_bytes: object.byte_count,
+                sha256: hex(&object.hash.finalize()),
             }),
             Err(error) => {
-                self.abort().await;
+                object.abort().await;
                 Err(error)
             }
         }
     }
 
-    async fn upload_rest(&mut self) -> Result<(), Error> {
-        let rest = self.encoder.finish()?;
-        if !rest.is_empty() || self.parts.is_empty() {
-            self.upload_part(rest).await?;
-        }
-        while !self.uploading.is_empty() {
-            self.one_uploaded().await?;
-        }
-        Ok(())
-    }
-
     /// Where a batch without compression stands, to go back to.
     pub(crate) fn mark(&self) -> Mark {
-        let open = match &self.encoder {
-            Encoder::None(open) => open.clone(),
-            Encoder::Gzip(_) | Encoder::Zstd(_) => unreachable!("a compressor cannot go back"),
-        };
+        let Encoder::None(open) = &self.encoder else { unreachable!("a compressor cannot go back") };
         Mark {
-            part_count: self.parts.len(),
-            open,
-            hash: self.hash.clone(),
+            part_count: self.object.parts.len(),
+            open: open.as_ref().to_vec(),
+            hash: self.object.hash.clone(),
             row_count: self.row_count,
             byte_count: self.byte_count,
-            object_byte_count: self.object_byte_count,
+            object_byte_count: self.object.byte_count,
         }
     }
 
     /// The batch as it was at the mark: the parts since then are uploaded anew.
     pub(crate) async fn rewound(mut self, mark: Mark) -> Result<Self, Error> {
         // One that is still under way must not take the place of its successor.
-        while !self.uploading.is_empty() {
-            if let Err(error) = self.one_uploaded().await {
-                self.abort().await;
-                return Err(error);
-            }
+        if let Err(error) = self.object.all_uploaded().await {
+            self.abort().await;
+            return Err(error);
         }
-        self.parts.truncate(mark.part_count);
-        self.encoder = Encoder::None(mark.open);
-        self.hash = mark.hash;
+        self.object.parts.truncate(mark.part_count);
+        self.encoder.output().replace(&mark.open);
+        self.object.hash = mark.hash;
+        self.object.byte_count = mark.object_byte_count;
         (self.row_count, self.byte_count) = (mark.row_count, mark.byte_count);
-        self.object_byte_count = mark.object_byte_count;
         Ok(self)
     }
 
     /// Gives the batch up.
-    pub(crate) async fn abort(mut self) {
-        self.uploading.shutdown().await;
-        self.storage.abort(&self.upload).await;
+    pub(crate) async fn abort(self) {
+        self.object.abort().await;
     }
+}
 
-    async fn upload_part(&mut self, body: Vec<u8>) -> Result<(), Error> {
-        while self.uploading.len() >= UPLOADS_UNDER_WAY {
-            self.one_uploaded().await?;
+impl Object {
+    fn upload_part(&mut self, body: Buffer) -> Result<(), Error> {
+        while let Some(outcome) = self.uploading.try_join_next() {
+            self.uploaded(outcome)?;
         }
         self.hash.update(&body);
-        self.object_byte_count += body.len() as u64;
+        self.byte_count += body.len() as u64;
         let index = self.parts.len();
         self.parts.push(None);
         let (storage, upload) = (self.storage.clone(), self.upload.clone());
         let number = i32::try_from(index + 1).expect("an object has at most 10,000 parts");
+        let body = body.into_bytes();
         self.uploading.spawn(async move { Ok((index, storage.upload_part(&upload, number, body).await?)) });
         Ok(())
     }
 
-    async fn one_uploaded(&mut self) -> Result<(), Error> {
-        if let Some(outcome) = self.uploading.join_next().await {
-            let outcome = outcome
-                .map_err(|error| Error::new(Kind::Internal, "upload").with_source(error.to_string()))?;
-            let (index, part) = outcome?;
-            self.parts[index] = Some(part);
+    async fn finish(&mut self, encoder: Encoder) -> Result<(), Error> {
+        let rest = encoder.finish()?;
+        if rest.len() > 0 || self.parts.is_empty() {
+            self.upload_part(rest)?;
+        }
+        self.all_uploaded().await
+    }
+
+    async fn all_uploaded(&mut self) -> Result<(), Error> {
+        while let Some(outcome) = self.uploading.join_next().await {
+            self.uploaded(outcome)?;
         }
         Ok(())
+    }
+
+    fn uploaded(&mut self, outcome: Result<Result<(usize, Part), Error>, JoinError>) -> Result<(), Error> {
+        let (index, part) =
+            outcome.map_err(|error| Error::new(Kind::Internal, "upload").with_source(error))??;
+        self.parts[index] = Some(part);
+        Ok(())
+    }
+
+    async fn abort(mut self) {
+        self.uploading.shutdown().await;
+        self.storage.abort(&self.upload).await;
     }
 }
 
 /// The compressor before the part that fills.
 enum Encoder {
-    Gzip(GzEncoder<Vec<u8>>),
-    Zstd(zstd::stream::write::Encoder<'static, Vec<u8>>),
-    None(Vec<u8>),
+    Gzip(GzEncoder<Buffer>),
+    Zstd(zstd::stream::write::Encoder<'static, Buffer>),
+    None(Buffer),
 }
 
 impl std::fmt::Debug for Encoder {
@@ -203,14 +213,14 @@ impl std::fmt::Debug for Encoder {
 }
 
 impl Encoder {
-    fn new(compression: Compression) -> Result<Self, Error> {
+    fn new(compression: Compression, output: Buffer) -> Result<Self, Error> {
         Ok(match compression {
             // Level 1: the next levels cost twice the time for a third of the size.
-            Compression::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), flate2::Compression::new(1))),
+            Compression::Gzip => Self::Gzip(GzEncoder::new(output, flate2::Compression::new(1))),
             Compression::Zstd => {
-                Self::Zstd(zstd::stream::write::Encoder::new(Vec::new(), 1).map_err(compression_error)?)
+                Self::Zstd(zstd::stream::write::Encoder::new(output, 1).map_err(compression_error)?)
             }
-            Compression::None => Self::None(Vec::new()),
+            Compression::None => Self::None(output),
         })
     }
 
@@ -223,7 +233,7 @@ impl Encoder {
         .map_err(compression_error)
     }
 
-    fn output(&mut self) -> &mut Vec<u8> {
+    fn output(&mut self) -> &mut Buffer {
         match self {
             Self::Gzip(encoder) => encoder.get_mut(),
             Self::Zstd(encoder) => encoder.get_mut(),
@@ -231,9 +241,9 @@ impl Encoder {
         }
     }
 
-    /// Ends the stream and gives what was not taken yet; the encoder is empty after it.
-    fn finish(&mut self) -> Result<Vec<u8>, Error> {
-        match std::mem::replace(self, Self::None(Vec::new())) {
+    /// Ends the stream and gives what was not taken yet.
+    fn finish(self) -> Result<Buffer, Error> {
+        match self {
             Self::Gzip(encoder) => encoder.finish(),
             Self::Zstd(encoder) => encoder.finish(),
             Self::None(output) => Ok(output),

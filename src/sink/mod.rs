@@ -1,6 +1,7 @@
 //! Where rows and cursors go: objects in S3 with the checkpoint, or Fivetran's answer.
 
 pub(crate) mod batch;
+mod buffers;
 pub(crate) mod checkpoint;
 pub(crate) mod fivetran;
 pub(crate) mod ledger;

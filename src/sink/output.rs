@@ -34,19 +34,17 @@ impl Output {
     pub(crate) async fn write(
         &mut self,
         table: &Table,
-        rows: &[u8],
+        rows: Vec<u8>,
         row_count: u64,
         deleted: &[usize],
     ) -> Result<(), Error> {
-        if let Some(writer) = &mut self.objects {
-            match &self.end {
-                None => writer.write(rows, row_count).await?,
-                Some(end) => writer.write(&with_end(rows, end), row_count).await?,
-            }
+        if let Some((answer, _)) = &mut self.answer {
+            answer.write(table, &rows, deleted).await?;
         }
-        match &mut self.answer {
-            Some((answer, _)) => answer.write(table, rows, deleted).await,
-            None => Ok(()),
+        match (&mut self.objects, &self.end) {
+            (Some(writer), None) => writer.write(rows, row_count).await,
+            (Some(writer), Some(end)) => writer.write(with_end(&rows, end), row_count).await,
+            (None, _) => Ok(()),
         }
     }
 

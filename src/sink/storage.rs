@@ -1,11 +1,12 @@
 //! S3 as this program uses it: one bucket, one prefix, and the few calls that the commit is made of.
 
-pub(crate) use aws_sdk_s3::Client as S3Client;
+use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::buffers::Buffers;
 use crate::aws::Fault;
 use crate::config::S3Uri;
 use crate::error::{Error, Kind};
@@ -13,12 +14,21 @@ use crate::error::{Error, Kind};
 /// The metadata key under which an object tells whose it is.
 const TOKEN: &str = "bastion-sync-token";
 
-/// S3 by path where the endpoint is not Amazon's: emulators have no names for buckets.
-pub(crate) fn client(config: &aws_config::SdkConfig) -> S3Client {
-    let has_own_endpoint =
-        ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some());
-    let config = aws_sdk_s3::config::Builder::from(config).force_path_style(has_own_endpoint);
-    S3Client::from_conf(config.build())
+/// The container's S3: its client, and the memory of what is on its way there.
+#[derive(Debug, Clone)]
+pub(crate) struct S3 {
+    client: Client,
+    buffers: Buffers,
+}
+
+impl S3 {
+    /// By path where the endpoint is not Amazon's: emulators have no names for buckets.
+    pub(crate) fn new(config: &aws_config::SdkConfig) -> Self {
+        let has_own_endpoint =
+            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some());
+        let config = aws_sdk_s3::config::Builder::from(config).force_path_style(has_own_endpoint);
+        Self { client: Client::from_conf(config.build()), buffers: Buffers::new() }
+    }
 }
 
 /// The largest of ten digits: beyond it keys would no longer sort.
@@ -27,7 +37,7 @@ const MAX_NUMBER: u64 = 9_999_999_999;
 /// A prefix in a bucket.
 #[derive(Debug, Clone)]
 pub(crate) struct Storage {
-    client: S3Client,
+    s3: S3,
     at: S3Uri,
 }
 
@@ -83,8 +93,12 @@ pub(super) fn vanished() -> Error {
 }
 
 impl Storage {
-    pub(crate) fn new(client: S3Client, at: S3Uri) -> Self {
-        Self { client, at }
+    pub(crate) fn new(s3: &S3, at: S3Uri) -> Self {
+        Self { s3: s3.clone(), at }
+    }
+
+    pub(super) fn buffers(&self) -> &Buffers {
+        &self.s3.buffers
     }
 
     fn full(&self, key: &str) -> String {
@@ -100,7 +114,7 @@ impl Storage {
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
     pub(crate) async fn get(&self, key: &str) -> Result<Option<(Bytes, String)>, Error> {
-        let get = self.client.get_object().bucket(&self.at.bucket).key(self.full(key));
+        let get = self.s3.client.get_object().bucket(&self.at.bucket).key(self.full(key));
         match get.send().await {
             Ok(output) => {
                 let etag = output.e_tag().unwrap_or_default().to_owned();
@@ -119,6 +133,7 @@ impl Storage {
     /// Puts an object if the condition holds.
     pub(crate) async fn put(&self, key: &str, body: Vec<u8>, condition: Condition<'_>) -> Result<Put, Error> {
         let put = self
+            .s3
             .client
             .put_object()
             .bucket(&self.at.bucket)
@@ -155,6 +170,7 @@ impl Storage {
     /// Whether any object's key begins so and comes after `key_prefix` with `rest`.
     async fn has_after(&self, key_prefix: &str, rest: &str) -> Result<bool, Error> {
         let list = self
+            .s3
             .client
             .list_objects_v2()
             .bucket(&self.at.bucket)
@@ -195,6 +211,7 @@ impl Storage {
     /// Begins an upload.
     pub(crate) async fn create_upload(&self, key: &str, token: &str) -> Result<Upload, Error> {
         let create = self
+            .s3
             .client
             .create_multipart_upload()
             .bucket(&self.at.bucket)
@@ -211,13 +228,9 @@ impl Storage {
     }
 
     /// Uploads part `number`, counted from 1. S3 wants parts of at least 5 MiB except the last (UploadPart).
-    pub(crate) async fn upload_part(
-        &self,
-        upload: &Upload,
-        number: i32,
-        body: Vec<u8>,
-    ) -> Result<Part, Error> {
+    pub(crate) async fn upload_part(&self, upload: &Upload, number: i32, body: Bytes) -> Result<Part, Error> {
         let put = self
+            .s3
             .client
             .upload_part()
             .bucket(&self.at.bucket)
@@ -225,7 +238,10 @@ impl Storage {
             .upload_id(&upload.upload_id)
             .part_number(number)
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
-            .body(ByteStream::from(body));
+            .body(ByteStream::from(body))
+            .customize()
+            // The checksum guards the bytes, TLS the request; a hash of the body besides would cost as much as the upload.
+            .disable_payload_signing();
         let output = put.send().await.map_err(|error| self.error(&upload.key, Fault::of(&error)))?;
         Ok(Part {
             etag: output.e_tag().unwrap_or_default().to_owned(),
@@ -241,6 +257,7 @@ impl Storage {
             completed.set_checksum_crc32(part.crc32.clone()).build()
         });
         let complete = self
+            .s3
             .client
             .complete_multipart_upload()
             .bucket(&self.at.bucket)
@@ -264,7 +281,7 @@ impl Storage {
 
     /// Whether the upload's own object is there.
     pub(crate) async fn holds(&self, upload: &Upload) -> Result<bool, Error> {
-        let head = self.client.head_object().bucket(&self.at.bucket).key(self.full(&upload.key));
+        let head = self.s3.client.head_object().bucket(&self.at.bucket).key(self.full(&upload.key));
         match head.send().await {
             Ok(output) => {
                 let token = output.metadata().and_then(|metadata| metadata.get(TOKEN));
@@ -280,6 +297,7 @@ impl Storage {
     /// Gives an upload up. What cannot be aborted now is left to the bucket's lifecycle rule.
     pub(crate) async fn abort(&self, upload: &Upload) {
         let abort = self
+            .s3
             .client
             .abort_multipart_upload()
             .bucket(&self.at.bucket)

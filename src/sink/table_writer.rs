@@ -1,9 +1,16 @@
-//! The objects of one table's commit: batches one after the other, all of one `seq`.
+//! The objects of one table's commit: batches one after the other, all of one `seq`. They are written by a task of their own,
+//! so that compressing and uploading go on beside the reading of rows.
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::batch::{Batch, Sealed};
 use super::storage::Storage;
 use crate::config::Compression;
-use crate::error::Error;
+use crate::error::{Error, Kind};
+
+/// How many pieces of rows may wait for the compressor.
+const PIECES: usize = 2;
 
 /// How objects are made, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -12,9 +19,21 @@ pub(crate) struct Format {
     pub(crate) target_file_bytes: u64,
 }
 
-/// Writes rows into objects of about the target size, one open at a time.
+/// Whole rows as NDJSON, and how many.
+type Rows = (Vec<u8>, u64);
+
+/// Writes rows into objects of about the target size. It is sealed or aborted, never just dropped.
 #[derive(Debug)]
 pub(crate) struct TableWriter {
+    rows: mpsc::Sender<Rows>,
+    /// Aborts when it is told so, and not when this is dropped.
+    give_up: oneshot::Sender<()>,
+    /// One task, which ends with the batches, or with an error after it has aborted them.
+    task: JoinSet<Result<Vec<Sealed>, Error>>,
+}
+
+/// What the task works with: one batch open at a time.
+struct Objects {
     storage: Storage,
     format: Format,
     /// `data/{table}/sync_date={day}/{seq}-`
@@ -26,20 +45,84 @@ pub(crate) struct TableWriter {
 impl TableWriter {
     /// `day`: UTC, `YYYY-MM-DD`, the same for all objects of a commit.
     pub(crate) fn new(storage: &Storage, format: Format, table_key: &str, day: &str, seq: u64) -> Self {
-        Self {
+        let objects = Objects {
             storage: storage.clone(),
             format,
             key_start: format!("data/{table_key}/sync_date={day}/{seq:010}-"),
             open: None,
             sealed: Vec::new(),
-        }
+        };
+        let (rows, received) = mpsc::channel(PIECES);
+        let (give_up, given_up) = oneshot::channel();
+        let mut task = JoinSet::new();
+        task.spawn(objects.write_all(received, given_up));
+        Self { rows, give_up, task }
     }
 
     /// Appends whole rows.
     ///
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
-    pub(crate) async fn write(&mut self, rows: &[u8], row_count: u64) -> Result<(), Error> {
+    pub(crate) async fn write(&mut self, rows: Vec<u8>, row_count: u64) -> Result<(), Error> {
+        match self.rows.send((rows, row_count)).await {
+            Ok(()) => Ok(()),
+            // The task has ended, with an error.
+            Err(_) => outcome(&mut self.task).await.map(drop),
+        }
+    }
+
+    /// Ends the last batch; all are durable then, and invisible.
+    pub(crate) async fn seal(self) -> Result<Vec<Sealed>, Error> {
+        let Self { rows, give_up: _give_up, mut task } = self;
+        drop(rows);
+        outcome(&mut task).await
+    }
+
+    /// Gives all batches up.
+    pub(crate) async fn abort(self) {
+        let Self { rows: _rows, give_up, mut task } = self;
+        // Where the task has ended, it has aborted by itself.
+        let _ = give_up.send(());
+        let _ = outcome(&mut task).await;
+    }
+}
+
+async fn outcome(task: &mut JoinSet<Result<Vec<Sealed>, Error>>) -> Result<Vec<Sealed>, Error> {
+    match task.join_next().await {
+        Some(outcome) => outcome
+            .unwrap_or_else(|error| Err(Error::new(Kind::Internal, "a table's writer").with_source(error))),
+        None => Err(Error::new(Kind::Internal, "a table's writer has ended before")),
+    }
+}
+
+impl Objects {
+    /// Until there are no more rows, or they are not wanted any more.
+    async fn write_all(
+        mut self,
+        mut rows: mpsc::Receiver<Rows>,
+        given_up: oneshot::Receiver<()>,
+    ) -> Result<Vec<Sealed>, Error> {
+        let outcome = tokio::select! {
+            Ok(()) = given_up => Err(Error::new(Kind::Internal, "the batches were given up")),
+            outcome = self.take(&mut rows) => outcome,
+        };
+        match outcome {
+            Ok(()) => Ok(self.sealed),
+            Err(error) => {
+                self.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn take(&mut self, rows: &mut mpsc::Receiver<Rows>) -> Result<(), Error> {
+        while let Some((rows, row_count)) = rows.recv().await {
+            self.write(&rows, row_count).await?;
+        }
+        self.seal_open().await
+    }
+
+    async fn write(&mut self, rows: &[u8], row_count: u64) -> Result<(), Error> {
         let batch = match &mut self.open {
             Some(batch) => batch,
             None => {
@@ -55,31 +138,19 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Ends the last batch; all are durable then, and invisible.
-    pub(crate) async fn seal(mut self) -> Result<Vec<Sealed>, Error> {
-        match self.seal_open().await {
-            Ok(()) => Ok(self.sealed),
-            Err(error) => {
-                self.abort().await;
-                Err(error)
-            }
+    async fn seal_open(&mut self) -> Result<(), Error> {
+        if let Some(batch) = self.open.take() {
+            self.sealed.push(batch.seal().await?);
         }
+        Ok(())
     }
 
-    /// Gives all batches up.
-    pub(crate) async fn abort(self) {
+    async fn abort(self) {
         if let Some(batch) = self.open {
             batch.abort().await;
         }
         for batch in &self.sealed {
             self.storage.abort(&batch.upload).await;
         }
-    }
-
-    async fn seal_open(&mut self) -> Result<(), Error> {
-        if let Some(batch) = self.open.take() {
-            self.sealed.push(batch.seal().await?);
-        }
-        Ok(())
     }
 }

@@ -17,13 +17,14 @@ use crate::table_name::{TableName, quoted};
 /// A configured table: usable, or why not.
 pub(crate) type Found = (TableName, Result<Arc<Table>, Error>);
 
-/// Looks the configured tables up. Those named outright that are missing or unusable are errors; what a pattern brings in
+/// The configured tables among what [`relations`] gave. Those named outright that are missing or unusable are errors; what a pattern brings in
 /// and cannot be used is skipped with a warning, unless it has a cursor already: then it stands still, which is an error.
 ///
 /// # Errors
 /// As [`Session::error`]; `SchemaChanged` where there is no table at all.
 pub(crate) async fn find_tables(
     session: &Session,
+    relations: Vec<Relation>,
     config: &Config,
     rules: &TableRules,
     picked: Option<&[TableName]>,
@@ -33,7 +34,7 @@ pub(crate) async fn find_tables(
     let is_wanted = |table: &TableName| picked.is_none_or(|picked| picked.contains(table));
     let outright: Vec<TableName> = rules.outright().chain(picked.into_iter().flatten().cloned()).collect();
     let mut found: Vec<Found> = Vec::new();
-    for relation in relations(session, rules, deadline).await? {
+    for relation in relations {
         let Some(options) = rules.options(&relation.name).filter(|_| is_wanted(&relation.name)) else {
             continue;
         };
@@ -149,7 +150,8 @@ fn is_unusable(error: &Error) -> bool {
     matches!(error.kind(), Kind::SchemaChanged | Kind::InvalidConfig | Kind::PermissionDenied)
 }
 
-struct Relation {
+/// What the catalog has of one relation.
+pub(crate) struct Relation {
     name: TableName,
     oid: u32,
     kind: String,
@@ -187,7 +189,11 @@ impl Relation {
     }
 }
 
-async fn relations(
+/// Asks the catalog for all that the patterns name.
+///
+/// # Errors
+/// As [`Session::error`].
+pub(crate) async fn relations(
     session: &Session,
     rules: &TableRules,
     deadline: Deadline,

@@ -4,7 +4,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use futures_util::StreamExt;
+use futures_util::stream::Fuse;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::timeout;
 use tokio_postgres::CopyOutStream;
 
@@ -17,7 +18,8 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// A COPY under way. Dropped before its end it leaves the connection draining: give it up then.
 pub(crate) struct Copy<'a> {
     session: &'a mut Session,
-    stream: Pin<Box<CopyOutStream>>,
+    /// It may be asked again after its end.
+    stream: Pin<Box<Fuse<CopyOutStream>>>,
     is_header_read: bool,
     limit: Duration,
 }
@@ -42,7 +44,7 @@ impl<'a> Copy<'a> {
         let sql = format!("copy ({query}) to stdout (format binary)");
         let stream = timeout(limit, session.client()?.copy_out(sql.as_str())).await;
         let stream = stream.map_err(|_| stalled(limit))?.map_err(|error| session.error(&error))?;
-        Ok(Self { session, stream: Box::pin(stream), is_header_read: false, limit })
+        Ok(Self { session, stream: Box::pin(stream.fuse()), is_header_read: false, limit })
     }
 
     /// Ends it before its end, and with it the connection: the rest would still be sent, and the lock held for as long.
@@ -61,16 +63,27 @@ impl<'a> Copy<'a> {
         loop {
             let message = timeout(self.limit, self.stream.next()).await.map_err(|_| stalled(self.limit))?;
             let Some(message) = message else { return Ok(None) };
-            let mut message = message.map_err(|error| self.session.error(&error))?;
-            if !self.is_header_read {
-                skip_header(&mut message)?;
-                self.is_header_read = true;
-            }
-            // The trailer is a field count of -1; CopyDone follows it.
-            if !message.is_empty() && message[..] != [0xff, 0xff] {
-                return Ok(Some(message));
+            if let Some(row) = self.row(message)? {
+                return Ok(Some(row));
             }
         }
+    }
+
+    /// The next row, if it has been received already: without a clock and without a waker.
+    pub(crate) fn next_at_hand(&mut self) -> Option<Result<Bytes, Error>> {
+        let message = self.stream.next().now_or_never()??;
+        self.row(message).transpose()
+    }
+
+    /// A message's row; none in the trailer.
+    fn row(&mut self, message: Result<Bytes, tokio_postgres::Error>) -> Result<Option<Bytes>, Error> {
+        let mut message = message.map_err(|error| self.session.error(&error))?;
+        if !self.is_header_read {
+            skip_header(&mut message)?;
+            self.is_header_read = true;
+        }
+        // The trailer is a field count of -1; CopyDone follows it.
+        Ok((!message.is_empty() && message[..] != [0xff, 0xff]).then_some(message))
     }
 }
 

@@ -27,9 +27,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(7);
 
 const INACTIVITY_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// What may be under way to us unread. With latency the rate is about window / (2 × RTT); more than 8 MiB slows a fast
-/// link down.
+/// What may be under way to us unread. With latency the rate is about window / (2 × RTT): it is doubled for a bastion far
+/// away. More would slow a fast link down, and where we are the slower, all of it lies in our memory.
 const WINDOW_BYTES: u32 = 8 << 20;
+const FAR_AWAY: Duration = Duration::from_millis(20);
 
 /// An authenticated session with the bastion.
 pub(crate) struct Tunnel {
@@ -113,7 +114,8 @@ impl Tunnel {
             is_first_kex: true,
         };
         let limit = deadline.at_most(HANDSHAKE_TIMEOUT);
-        let handshake = client::connect_stream(Arc::new(config(bastion)), socket, client);
+        let window_bytes = if socket.round_trip() > FAR_AWAY { 2 * WINDOW_BYTES } else { WINDOW_BYTES };
+        let handshake = client::connect_stream(Arc::new(config(bastion, window_bytes)), socket, client);
         let handle = timeout(limit, handshake).await.map_err(|_| {
             Error::new(
                 Kind::BastionUnreachable,
@@ -225,9 +227,9 @@ impl Tunnel {
     }
 }
 
-fn config(bastion: &Bastion) -> client::Config {
+fn config(bastion: &Bastion, window_bytes: u32) -> client::Config {
     client::Config {
-        window_size: WINDOW_BYTES,
+        window_size: window_bytes,
         // 16 KiB halve the speed of sshd.
         maximum_packet_size: 32 << 10,
         keepalive_interval: Some(KEEPALIVE_INTERVAL),

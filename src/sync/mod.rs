@@ -24,7 +24,7 @@ use crate::sink::manifest::{Manifest, Receipt};
 use crate::sink::output::Output;
 use crate::sink::storage::Storage;
 use crate::sink::table_writer::{Format, TableWriter};
-use crate::source::catalog::{Found, find_tables};
+use crate::source::catalog::{Found, find_tables, relations};
 use crate::source::flight;
 use crate::source::session::Session;
 use crate::table::Table;
@@ -43,24 +43,42 @@ const LOOK_AGE: Duration = Duration::from_secs(10);
 /// Every kind: a table's own only if no table succeeded.
 pub(crate) async fn sync(call: &Call<'_>) -> Result<Outcome, Error> {
     let document = call.document()?;
-    let rules = call.rules().await?;
-    let mut ledger = match &call.request.state {
-        None => Ledger::of_checkpoint(&call.storage()?).await?,
-        Some(state) => Ledger::of_caller(State::parse(&state.0)?, call.output()?).await?,
+    let state = call.request.state.as_ref().map(|state| State::parse(&state.0)).transpose()?;
+    let known = async {
+        let rules = call.rules().await?;
+        let ledger = match state {
+            None => Ledger::of_checkpoint(&call.storage()?).await?,
+            Some(state) => Ledger::of_caller(state, call.output()?).await?,
+        };
+        Ok((rules, ledger))
     };
-    let outcome = in_session(call, &rules, document, &mut ledger).await;
+    // What S3 has, while the hops are taken.
+    let (known, session) = tokio::join!(known, Box::pin(open_session(call)));
+    let (rules, mut ledger) = match known {
+        Ok(known) => known,
+        Err(error) => {
+            if let Ok(session) = session {
+                session.close().await;
+            }
+            return Err(error);
+        }
+    };
+    let outcome = match session {
+        Ok(session) => in_session(call, session, &rules, document, &mut ledger).await,
+        Err(error) => Err(error),
+    };
     ledger.remember(outcome.as_ref().err()).await;
     outcome
 }
 
-/// Opens the way to the database, and closes it whatever comes between.
+/// Closes the way to the database, whatever comes before.
 async fn in_session(
     call: &Call<'_>,
+    mut session: Session,
     rules: &TableRules,
     document: Option<(Storage, String)>,
     ledger: &mut Ledger,
 ) -> Result<Outcome, Error> {
-    let mut session = open_session(call).await?;
     let outcome = match Run::new(call, rules.hash.clone(), ledger, &mut session) {
         Ok(run) => Box::pin(run.whole(rules, document)).await,
         Err(error) => Err(error),
@@ -142,11 +160,13 @@ impl<'a> Run<'a> {
 
     /// Makes sure that the state is this database's, looks at what is in flight and which tables there are, and reads them.
     async fn whole(self, rules: &TableRules, document: Option<(Storage, String)>) -> Result<Outcome, Error> {
-        let listing = flight::list(self.session, self.call.deadline).await?;
+        let (session, deadline) = (&*self.session, self.call.deadline);
+        let (listing, relations) =
+            tokio::try_join!(flight::list(session, deadline), relations(session, rules, deadline))?;
         self.ledger.adopt(&self.session.database_id, listing.xmax, self.config.on_new_database)?;
         let observation = self.ledger.observe(listing).clone();
         let (picked, state) = (self.call.request.tables.as_deref(), self.ledger.state());
-        let found = find_tables(self.session, self.config, rules, picked, state, self.call.deadline).await?;
+        let found = find_tables(self.session, relations, self.config, rules, picked, state, deadline).await?;
         if picked.is_none() {
             let is_found = |table: &TableName| found.iter().any(|(name, _)| name == table);
             self.ledger.outlives(|table| rules.options(table).is_none() || is_found(table));

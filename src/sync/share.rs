@@ -14,13 +14,13 @@ use crate::sink::output::Output;
 use crate::source::watch::Watch;
 use crate::table::Table;
 
-/// The first share of a table is about a second's work.
-pub(super) const FIRST_SHARE_ROWS: u64 = 100_000;
+/// Of a range, the first share of a table is about a second's work.
+pub(super) const FIRST_SHARE_ROWS: u64 = 250_000;
 const FEWEST_SHARE_ROWS: u64 = 1_000;
 const MOST_SHARE_ROWS: u64 = 10_000_000;
 
-/// A page of a scan: 128 MiB at first.
-pub(super) const FIRST_PAGE_BLOCKS: u32 = 16 << 10;
+/// A page of a scan: 256 MiB at first.
+pub(super) const FIRST_PAGE_BLOCKS: u32 = 32 << 10;
 const MOST_PAGE_BLOCKS: u32 = 1 << 20;
 
 /// A table up to this size is looked through within one transaction.
@@ -379,8 +379,10 @@ impl Run<'_> {
         let mut encoder = self.encoder(table, cursor.seq + 1);
         let mut sum = Sum::default();
         loop {
-            let share_rows = self.share_rows.min(self.rows_left());
-            let is_late = !is_whole && began.elapsed() > self.share_time();
+            let is_scan = opened.window.position.is_scan();
+            // A scan is divided by blocks.
+            let share_rows = if is_scan { self.rows_left() } else { self.share_rows.min(self.rows_left()) };
+            let is_late = (is_scan || !is_whole) && began.elapsed() > self.share_time();
             if sum.rows >= share_rows || is_late || (sum.received > 0 && self.call.deadline.is_reading_over())
             {
                 return Ok((sum, End::Share));
@@ -402,7 +404,7 @@ impl Run<'_> {
             };
             let is_fresh = leaf.is_some_and(|(leaf, _)| !cursor.leaves.has(leaf.oid));
             let filter = Filter::new(cursor, window, transaction.next, is_fresh);
-            let max_rows = share_rows - sum.rows;
+            let max_rows = (share_rows < u64::MAX).then(|| share_rows - sum.rows);
             let position = &window.position;
             let looked_from = match leaf {
                 Some(_) if !is_fresh && table.cursor.is_some() => {
@@ -410,8 +412,19 @@ impl Run<'_> {
                 }
                 _ => Vec::new(),
             };
-            let page =
-                Page { table, position, condition: filter.condition(), bound, looked_from, leaf, max_rows };
+            let page = Page {
+                table,
+                position,
+                condition: filter.condition(),
+                bound,
+                looked_from,
+                leaf,
+                // Where no transaction was in progress, none of the rows is of one that a later window might meet again.
+                needs_xmin: !(filter.admits_all() && window.snapshot.is_quiet()),
+                // A whole window that is cut counts for nothing, so that nothing goes on from there.
+                needs_place: leaf.is_some() && (!is_whole || max_rows.is_some()),
+                max_rows,
+            };
             encoder.set_system_columns(page.system_columns());
             let bounds = Bounds {
                 deadline: self.call.deadline,
@@ -420,7 +433,7 @@ impl Run<'_> {
                     .limits
                     .max_bytes
                     .map_or(u64::MAX, |max| max.saturating_sub(self.byte_count).saturating_sub(sum.bytes)),
-                xmin: if is_whole { window.snapshot.xmin } else { u64::MAX },
+                xmin: if is_whole && page.needs_xmin { window.snapshot.xmin } else { u64::MAX },
                 watch,
             };
             let page_began = Instant::now();
@@ -431,7 +444,7 @@ impl Run<'_> {
             let mut after = read.position(&page)?;
             let (cut, received) = (read.cut, read.received);
             sum.add(read);
-            if cut.is_none() && received < max_rows {
+            if cut.is_none() && max_rows.is_none_or(|max| received < max) {
                 match (&mut after, leaf) {
                     (Position::Range { .. }, _) if opened.has_unset => after = Position::Unset { key: None },
                     (Position::Scan { after, .. }, Some((_, end))) => {

@@ -13,10 +13,12 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http_body_util::BodyExt;
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use s3s::{
     Body, HttpError, HttpResponse,
     auth::SimpleAuth,
+    checksum::ChecksumHasher,
+    crypto::Crc32,
     service::{S3Service, S3ServiceBuilder},
 };
 use s3s_fs::FileSystem;
@@ -51,6 +53,7 @@ struct Gate {
     service: S3Service,
     root: PathBuf,
     turns: Arc<Mutex<Turns>>,
+    discards_parts: bool,
 }
 
 impl S3 {
@@ -62,6 +65,16 @@ impl S3 {
     /// Serves the buckets under `root`, with whatever an earlier S3 left there: objects, ETags, metadata and open uploads
     /// are all files. At most one S3 at a time may serve a directory, since turns are taken within this process.
     pub async fn serve(root: &Path, buckets: &[&str]) -> S3 {
+        S3::serve_by(root, buckets, false).await
+    }
+
+    /// An S3 that checks the CRC-32 of each part and throws its bytes away, to measure who uploads and not the disk. What
+    /// is put in one piece stays; a multipart upload that is completed leaves nothing.
+    pub async fn discarding(root: &Path) -> S3 {
+        S3::serve_by(root, &[BUCKET], true).await
+    }
+
+    async fn serve_by(root: &Path, buckets: &[&str], discards_parts: bool) -> S3 {
         let root = root.to_owned();
         for bucket in buckets {
             fs::create_dir_all(root.join(bucket))
@@ -71,7 +84,8 @@ impl S3 {
         let (access_key, secret_key) = (random::hex(8), random::hex(16));
         let mut builder = S3ServiceBuilder::new(FileSystem::new(&root).expect("the root directory exists"));
         builder.set_auth(SimpleAuth::from_single(access_key.as_str(), secret_key.as_str()));
-        let gate = Gate { service: builder.build(), root: root.clone(), turns: Arc::default() };
+        let gate =
+            Gate { service: builder.build(), root: root.clone(), turns: Arc::default(), discards_parts };
         let server = Server::start(move |request| gate.clone().answer(request)).await;
         let address =
             S3Address { endpoint: format!("http://{}", server.address), root, access_key, secret_key };
@@ -124,6 +138,9 @@ impl Gate {
         let path = request.uri().path().to_owned();
         // Parts have files of their own and are large: no turns, no copy in memory.
         if is_part && !self.is_gone(upload_id.as_deref()) {
+            if self.discards_parts {
+                return discard(request).await;
+            }
             return self.service.call(request.map(Body::from)).await;
         }
         let (parts, body) = request.into_parts();
@@ -135,9 +152,23 @@ impl Gate {
             if self.is_gone(upload_id.as_deref()) {
                 return Ok(no_such_upload());
             }
+            if self.discards_parts
+                && let Some(id) = upload_id.filter(|_| parts.method == Method::POST)
+            {
+                return Ok(self.complete(&id));
+            }
             self.service.call(Request::from_parts(parts, Body::from(body))).await
         });
         task.await.map_err(|error| HttpError::new(Box::new(error)))?
+    }
+
+    /// Ends an upload whose parts were thrown away.
+    fn complete(&self, upload_id: &str) -> HttpResponse {
+        fs::remove_file(self.root.join(format!(".upload-{upload_id}.json"))).expect("it was open");
+        answer(
+            StatusCode::OK,
+            "<CompleteMultipartUploadResult><ETag>\"none\"</ETag></CompleteMultipartUploadResult>",
+        )
     }
 
     fn is_gone(&self, upload_id: Option<&str>) -> bool {
@@ -160,14 +191,36 @@ fn is_open(root: &Path, upload_id: &str) -> bool {
     is_id && root.join(format!(".upload-{upload_id}.json")).exists()
 }
 
+/// Takes a part whose checksum is right, and forgets it.
+async fn discard(request: Request<Incoming>) -> Result<HttpResponse, HttpError> {
+    const CRC32: &str = "x-amz-checksum-crc32";
+    let (parts, mut body) = request.into_parts();
+    let mut hasher = ChecksumHasher { crc32: Some(Crc32::default()), ..ChecksumHasher::default() };
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| HttpError::new(Box::new(error)))?;
+        if let Some(data) = frame.data_ref() {
+            hasher.update(data);
+        }
+    }
+    let crc32 = hasher.finalize().checksum_crc32.unwrap_or_default();
+    if parts.headers.get(CRC32).is_none_or(|announced| announced != crc32.as_str()) {
+        return Ok(answer(StatusCode::BAD_REQUEST, "<Error><Code>BadDigest</Code></Error>"));
+    }
+    let response = Response::builder().header("etag", format!("\"{crc32}\"")).header(CRC32, crc32);
+    Ok(response.body(Body::empty()).expect("the parts are valid"))
+}
+
 /// s3s-fs says AccessDenied.
 fn no_such_upload() -> HttpResponse {
-    let body = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchUpload</Code><Message>The specified \
-                upload does not exist. The upload ID may be invalid, or the upload may have been aborted or \
-                completed.</Message></Error>";
-    let response =
-        Response::builder().status(StatusCode::NOT_FOUND).header("content-type", "application/xml");
-    response.body(Body::from(body.to_owned())).expect("the parts are valid")
+    let body = "<Error><Code>NoSuchUpload</Code><Message>The specified upload does not exist. The upload ID may be \
+                invalid, or the upload may have been aborted or completed.</Message></Error>";
+    answer(StatusCode::NOT_FOUND, body)
+}
+
+fn answer(status: StatusCode, xml: &str) -> HttpResponse {
+    let response = Response::builder().status(status).header("content-type", "application/xml");
+    let body = Body::from(format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{xml}"));
+    response.body(body).expect("the parts are valid")
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {
