@@ -7,9 +7,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 HARNESS := cargo run --quiet --package harness --bin harness -- run --
 SECONDS := 60
 ROWS := 10000000
+RUNS := 5
+ONLY :=
 RUNNER := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo 'nextest run' || echo 'test')
 
-.PHONY: help setup demo try test stress cost check fmt lint deny build clean
+.PHONY: help setup demo try test stress cost bench check fmt lint deny build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +53,13 @@ cost: setup ## Measure what the cursor costs the server, on ROWS=10000000
 	@cargo build --release --bin bastion-sync
 	@cargo build --package harness --bins
 	@ROWS=$(ROWS) FUNCTION=$(CURDIR)/target/release/bastion-sync $(HARNESS) target/debug/cost
+
+bench: setup ## Measure what is deployed against psql through ssh -L, and beside other tools (RUNS=5; ONLY=backfill: a part)
+	@cargo lambda build --release
+	@cargo lambda build --release --output-format zip
+	@cargo build --profile bench --package benches
+	@benches/setup.sh
+	@FUNCTION=target/lambda/bastion-sync/bootstrap RUNS=$(RUNS) ONLY="$(ONLY)" target/release/benches
 
 check: fmt lint test deny ## Formatting, lints, tests, licences and advisories
 

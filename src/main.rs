@@ -9,7 +9,8 @@ use bastion_sync::{App, handle};
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::value::RawValue;
 
-#[tokio::main]
+/// On one thread, which is faster than several that hand each row's bytes around; what compresses has its own.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
     bastion_sync::log::init();
     // The SDK has no time-outs of its own. An attempt carries a part of 8 MiB at most; five outlast an S3 that stands still

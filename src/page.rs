@@ -59,7 +59,7 @@ pub(crate) struct PageRead {
     pub(crate) missed: u64,
     /// The ids of the rows, from the snapshot's `xmin` on.
     pub(crate) xids: HashSet<u64>,
-    /// The last row's JSON, which holds the position, and its place.
+    /// The last row's JSON, which holds the position where the page is not of a scan; and its place.
     last_row: Vec<u8>,
     last_place: Place,
     /// From the first row to the last: without the server's sort or scan before it.
@@ -176,6 +176,8 @@ impl Reader<'_> {
             let Some(tuple) = self.in_time(copy.next()).await else { break };
             let Some(tuple) = tuple.map_err(row_fault)? else { break };
             self.row(&tuple)?;
+            // It may be large, and what follows may wait.
+            drop(tuple);
             for _ in 1..BURST_ROWS {
                 if self.read.cut.is_some() || self.buffer.json.len() >= PIECE_BYTES {
                     break;
@@ -235,8 +237,10 @@ impl Reader<'_> {
         let is_passed_over = system.is_missed && self.filter.is_left_to_ranges(xid);
         if !self.filter.admits(xid) && !is_passed_over {
             buffer.is_last_held_back = true;
-            buffer.held_back.clear();
-            buffer.held_back.extend_from_slice(&json[start..]);
+            if !self.page.position.is_scan() {
+                buffer.held_back.clear();
+                buffer.held_back.extend_from_slice(&json[start..]);
+            }
             json.truncate(start);
         } else if json.len() > self.output.room() {
             if row_bytes > self.output.capacity() {
@@ -285,10 +289,12 @@ impl Reader<'_> {
         if buffer.received == 0 {
             return Ok(());
         }
-        self.read.last_row.clear();
-        let last_row: &[u8] =
-            if buffer.is_last_held_back { &buffer.held_back } else { &buffer.json[buffer.last_start..] };
-        self.read.last_row.extend_from_slice(last_row);
+        if !self.page.position.is_scan() {
+            self.read.last_row.clear();
+            let last_row: &[u8] =
+                if buffer.is_last_held_back { &buffer.held_back } else { &buffer.json[buffer.last_start..] };
+            self.read.last_row.extend_from_slice(last_row);
+        }
         let byte_count = buffer.json.len() as u64;
         if buffer.rows > 0 {
             let json = std::mem::take(&mut buffer.json);

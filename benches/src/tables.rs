@@ -59,18 +59,19 @@ pub(crate) async fn create(database: &Database) {
     execute(&admin, "checkpoint").await;
 }
 
-/// Changes so many rows of `users`, spread over the table: the same at each call.
-pub(crate) async fn change(admin: &Client, rows: u64) {
-    let step = USERS.rows / rows;
+/// Changes so many rows, spread over the table: the same at each call.
+pub(crate) async fn change(admin: &Client, table: Table, rows: u64) {
+    let (name, step) = (table.name, table.rows / rows);
+    let id =
+        if table == USERS { format!("md5((i * {step})::text)::uuid::text") } else { format!("i * {step}") };
     execute(
         admin,
         &format!(
-            "update users set modified_at = clock_timestamp() where id in (select md5((i * {step})::text)::uuid::text
-             from generate_series(1, {rows}) i)"
+            "update {name} set modified_at = clock_timestamp() where id in (select {id} from generate_series(1, {rows}) i)"
         ),
     )
     .await;
-    execute(admin, "vacuum users").await;
+    execute(admin, &format!("vacuum {name}")).await;
 }
 
 /// How many rows there are in one of `source` (a query of the table) and the objects (NDJSON, plain or gzip) and not in the other. PostgreSQL

@@ -149,9 +149,11 @@ impl Batch {
         Ok(self)
     }
 
-    /// Gives the batch up.
+    /// Gives the batch up, its buffers first.
     pub(crate) async fn abort(self) {
-        self.object.abort().await;
+        let Self { encoder, object, .. } = self;
+        drop(encoder);
+        object.abort().await;
     }
 }
 

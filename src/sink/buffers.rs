@@ -1,5 +1,5 @@
-//! The memory of what is on its way to S3: a few buffers for all objects together, used again and again. Who needs one
-//! waits for it, and with that the reading of rows.
+//! The memory of what is on its way to S3, for all objects together: rows that wait for their compressor, and a few buffers
+//! for parts, used again and again. Who finds none left waits, and with that the reading of rows.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,13 @@ pub(crate) const PART_BYTES: usize = 8 << 20;
 /// What a compressor may give at once after the part is full.
 const SLACK_BYTES: usize = 512 << 10;
 
+/// Of rows that wait. A row that is larger waits alone.
+const ROWS_BYTES: usize = 512 << 10;
+
 /// One that fills and two under way. Two objects can be open at once, so there must be three.
 const COUNT: usize = 3;
+
+const OPEN: &str = "it is never closed";
 
 /// The buffers of a container.
 #[derive(Debug, Clone)]
@@ -22,7 +27,8 @@ pub(crate) struct Buffers(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
-    permits: Arc<Semaphore>,
+    rows: Arc<Semaphore>,
+    parts: Arc<Semaphore>,
     free: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -36,12 +42,22 @@ pub(crate) struct Buffer {
 
 impl Buffers {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Pool { permits: Arc::new(Semaphore::new(COUNT)), free: Mutex::default() }))
+        Self(Arc::new(Pool {
+            rows: Arc::new(Semaphore::new(ROWS_BYTES)),
+            parts: Arc::new(Semaphore::new(COUNT)),
+            free: Mutex::default(),
+        }))
+    }
+
+    /// Room for so many bytes of rows, until it is dropped.
+    pub(crate) async fn room_for_rows(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let count = u32::try_from(bytes.min(ROWS_BYTES)).expect("it is less");
+        Arc::clone(&self.0.rows).acquire_many_owned(count).await.expect(OPEN)
     }
 
     /// An empty buffer, once there is one.
     pub(crate) async fn take(&self) -> Buffer {
-        let permit = Arc::clone(&self.0.permits).acquire_owned().await.expect("it is never closed");
+        let permit = Arc::clone(&self.0.parts).acquire_owned().await.expect(OPEN);
         let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = free.unwrap_or_else(|| Vec::with_capacity(PART_BYTES + SLACK_BYTES));
         Buffer { bytes, pool: Arc::clone(&self.0), _permit: permit }

@@ -1,16 +1,15 @@
-//! The objects of one table's commit: batches one after the other, all of one `seq`. They are written by a task of their own,
-//! so that compressing and uploading go on beside the reading of rows.
+//! The objects of one table's commit: batches one after the other, all of one `seq`. What compresses them has a
+//! thread of its own, so that it goes on beside the tunnel and the rows.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::batch::{Batch, Sealed};
+use super::buffers::Buffers;
 use super::storage::Storage;
 use crate::config::Compression;
 use crate::error::{Error, Kind};
-
-/// How many pieces of rows may wait for the compressor.
-const PIECES: usize = 2;
 
 /// How objects are made, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -19,16 +18,21 @@ pub(crate) struct Format {
     pub(crate) target_file_bytes: u64,
 }
 
-/// Whole rows as NDJSON, and how many.
-type Rows = (Vec<u8>, u64);
+/// Whole rows as NDJSON, and how many; and their room in the memory.
+struct Rows {
+    json: Vec<u8>,
+    count: u64,
+    _room: OwnedSemaphorePermit,
+}
 
-/// Writes rows into objects of about the target size. It is sealed or aborted, never just dropped.
+/// Writes rows into objects of about the target size. Dropped without being sealed it is given up.
 #[derive(Debug)]
 pub(crate) struct TableWriter {
-    rows: mpsc::Sender<Rows>,
-    /// Aborts when it is told so, and not when this is dropped.
-    give_up: oneshot::Sender<()>,
-    /// One task, which ends with the batches, or with an error after it has aborted them.
+    buffers: Buffers,
+    /// As long as this is held the rows are wanted.
+    wanted: oneshot::Sender<()>,
+    rows: mpsc::UnboundedSender<Rows>,
+    /// One, which ends with the batches, or with an error after it has aborted them.
     task: JoinSet<Result<Vec<Sealed>, Error>>,
 }
 
@@ -52,11 +56,20 @@ impl TableWriter {
             open: None,
             sealed: Vec::new(),
         };
-        let (rows, received) = mpsc::channel(PIECES);
-        let (give_up, given_up) = oneshot::channel();
+        // What bounds it is the room for rows.
+        let (rows, received) = mpsc::unbounded_channel();
+        let (wanted, given_up) = oneshot::channel();
         let mut task = JoinSet::new();
-        task.spawn(objects.write_all(received, given_up));
-        Self { rows, give_up, task }
+        let writing = objects.write_all(received, given_up);
+        match format.compression {
+            Compression::Gzip | Compression::Zstd => {
+                let runtime = Handle::current();
+                task.spawn_blocking(move || runtime.block_on(writing))
+            }
+            // Nothing to do that would be worth another thread.
+            Compression::None => task.spawn(writing),
+        };
+        Self { buffers: storage.buffers().clone(), wanted, rows, task }
     }
 
     /// Appends whole rows.
@@ -64,7 +77,8 @@ impl TableWriter {
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
     pub(crate) async fn write(&mut self, rows: Vec<u8>, row_count: u64) -> Result<(), Error> {
-        match self.rows.send((rows, row_count)).await {
+        let room = self.buffers.room_for_rows(rows.len()).await;
+        match self.rows.send(Rows { json: rows, count: row_count, _room: room }) {
             Ok(()) => Ok(()),
             // The task has ended, with an error.
             Err(_) => outcome(&mut self.task).await.map(drop),
@@ -73,16 +87,16 @@ impl TableWriter {
 
     /// Ends the last batch; all are durable then, and invisible.
     pub(crate) async fn seal(self) -> Result<Vec<Sealed>, Error> {
-        let Self { rows, give_up: _give_up, mut task } = self;
+        let Self { rows, wanted: _wanted, mut task, .. } = self;
         drop(rows);
         outcome(&mut task).await
     }
 
     /// Gives all batches up.
     pub(crate) async fn abort(self) {
-        let Self { rows: _rows, give_up, mut task } = self;
-        // Where the task has ended, it has aborted by itself.
-        let _ = give_up.send(());
+        let Self { rows: _rows, wanted, mut task, .. } = self;
+        drop(wanted);
+        // Where the task had ended, it had aborted by itself.
         let _ = outcome(&mut task).await;
     }
 }
@@ -99,11 +113,12 @@ impl Objects {
     /// Until there are no more rows, or they are not wanted any more.
     async fn write_all(
         mut self,
-        mut rows: mpsc::Receiver<Rows>,
+        mut rows: mpsc::UnboundedReceiver<Rows>,
         given_up: oneshot::Receiver<()>,
     ) -> Result<Vec<Sealed>, Error> {
         let outcome = tokio::select! {
-            Ok(()) = given_up => Err(Error::new(Kind::Internal, "the batches were given up")),
+            biased;
+            _ = given_up => Err(Error::new(Kind::Internal, "the batches were given up")),
             outcome = self.take(&mut rows) => outcome,
         };
         match outcome {
@@ -115,9 +130,9 @@ impl Objects {
         }
     }
 
-    async fn take(&mut self, rows: &mut mpsc::Receiver<Rows>) -> Result<(), Error> {
-        while let Some((rows, row_count)) = rows.recv().await {
-            self.write(&rows, row_count).await?;
+    async fn take(&mut self, rows: &mut mpsc::UnboundedReceiver<Rows>) -> Result<(), Error> {
+        while let Some(rows) = rows.recv().await {
+            self.write(&rows.json, rows.count).await?;
         }
         self.seal_open().await
     }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::host_key::HostKeys;
 use super::private_key::PrivateKey;
@@ -21,6 +22,8 @@ pub(crate) struct Bastion {
     pub(crate) user: String,
     pub(crate) key: Arc<PrivateKey>,
     pub(crate) host_keys: HostKeys,
+    /// Whether the way there took long when it was taken last; the next tunnel through it has a larger window.
+    pub(crate) is_far: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Bastion {

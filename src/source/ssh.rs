@@ -3,8 +3,9 @@
 //! The host's key is verified before anything of ours is sent; algorithms known to be weak are not offered.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use russh::client::{self, AuthResult, DisconnectReason, Handle};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -27,15 +28,17 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(7);
 
 const INACTIVITY_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// What may be under way to us unread. With latency the rate is about window / (2 × RTT): it is doubled for a bastion far
-/// away. More would slow a fast link down, and where we are the slower, all of it lies in our memory.
+/// What may be under way to us unread: with latency the rate is window / (2 × RTT). A near bastion fills the window faster than
+/// we read; beyond 8 MiB, which the socket's buffer and the channel's take, TCP's own window closes then, and stalls.
 const WINDOW_BYTES: u32 = 8 << 20;
-const FAR_AWAY: Duration = Duration::from_millis(20);
+const FAR_WINDOW_BYTES: u32 = 12 << 20;
+const FAR: Duration = Duration::from_millis(20);
 
 /// An authenticated session with the bastion.
 pub(crate) struct Tunnel {
     handle: Handle<Client>,
     end: End,
+    is_far: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -114,8 +117,7 @@ impl Tunnel {
             is_first_kex: true,
         };
         let limit = deadline.at_most(HANDSHAKE_TIMEOUT);
-        let window_bytes = if socket.round_trip() > FAR_AWAY { 2 * WINDOW_BYTES } else { WINDOW_BYTES };
-        let handshake = client::connect_stream(Arc::new(config(bastion, window_bytes)), socket, client);
+        let handshake = client::connect_stream(Arc::new(config(bastion)), socket, client);
         let handle = timeout(limit, handshake).await.map_err(|_| {
             Error::new(
                 Kind::BastionUnreachable,
@@ -123,7 +125,7 @@ impl Tunnel {
             )
             .with_hint("something listens there that is not an SSH server, or the bastion is overloaded")
         })??;
-        Ok(Self { handle, end })
+        Ok(Self { handle, end, is_far: Arc::clone(&bastion.is_far) })
     }
 
     async fn authenticate(&mut self, bastion: &Bastion, deadline: Deadline) -> Result<(), Error> {
@@ -185,8 +187,12 @@ impl Tunnel {
         let limit = deadline.at_most(CHANNEL_TIMEOUT);
         let place = format!("database {host}:{port} through the bastion");
         let open = self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
+        let began = Instant::now();
         match timeout(limit, open).await {
-            Ok(Ok(channel)) => Ok(Box::new(channel.into_stream())),
+            Ok(Ok(channel)) => {
+                self.is_far.store(began.elapsed() > FAR, Ordering::Relaxed);
+                Ok(Box::new(channel.into_stream()))
+            }
             Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited))) => {
                 Err(Error::new(Kind::BastionPolicy, format!("the bastion prohibits forwarding to {host}:{port}"))
                     .with_hint(format!(
@@ -227,9 +233,9 @@ impl Tunnel {
     }
 }
 
-fn config(bastion: &Bastion, window_bytes: u32) -> client::Config {
+fn config(bastion: &Bastion) -> client::Config {
     client::Config {
-        window_size: window_bytes,
+        window_size: if bastion.is_far.load(Ordering::Relaxed) { FAR_WINDOW_BYTES } else { WINDOW_BYTES },
         // 16 KiB halve the speed of sshd.
         maximum_packet_size: 32 << 10,
         keepalive_interval: Some(KEEPALIVE_INTERVAL),

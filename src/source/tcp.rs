@@ -3,10 +3,10 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::deadline::Deadline;
@@ -19,41 +19,17 @@ const SHORT_READ_BYTES: usize = 16 << 10;
 /// A connection whose acknowledgements are not delayed. The bastion's sshd has Nagle's algorithm on, and waits with its
 /// next small packet for our acknowledgement of the last, which Linux delays by 40 ms: each round trip would cost that.
 #[derive(Debug)]
-pub(super) struct Tcp {
-    stream: TcpStream,
-    round_trip: Duration,
-}
+pub(super) struct Tcp(TcpStream);
 
 /// Connects with `TCP_NODELAY`: with Nagle's algorithm on our side each small query costs 40 ms, too.
 pub(super) async fn connect(host: &str, port: u16, deadline: Deadline) -> io::Result<Tcp> {
     let limit = deadline.at_most(CONNECT_TIMEOUT);
-    timeout(limit, connect_any(host, port)).await.map_err(|_| {
+    let socket = timeout(limit, TcpStream::connect((host, port))).await.map_err(|_| {
         let text = format!("no connection within {} ms", limit.as_millis());
         io::Error::new(io::ErrorKind::TimedOut, text)
-    })?
-}
-
-/// To the first of the host's addresses that answers.
-async fn connect_any(host: &str, port: u16) -> io::Result<Tcp> {
-    let mut outcome = Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-    for address in lookup_host((host, port)).await? {
-        let began = Instant::now();
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(Tcp { stream, round_trip: began.elapsed() });
-            }
-            Err(error) => outcome = Err(error),
-        }
-    }
-    outcome
-}
-
-impl Tcp {
-    /// How long the handshake took.
-    pub(super) fn round_trip(&self) -> Duration {
-        self.round_trip
-    }
+    })??;
+    socket.set_nodelay(true)?;
+    Ok(Tcp(socket))
 }
 
 impl AsyncRead for Tcp {
@@ -63,11 +39,11 @@ impl AsyncRead for Tcp {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.0).poll_read(cx, buf))?;
         #[cfg(target_os = "linux")]
         if buf.filled().len() - before < SHORT_READ_BYTES {
             // The kernel falls back to delaying by itself, so it is told again. Only a hint: failure does no harm.
-            let _ = self.stream.set_quickack(true);
+            let _ = self.0.set_quickack(true);
         }
         Poll::Ready(Ok(()))
     }
@@ -75,14 +51,14 @@ impl AsyncRead for Tcp {
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

@@ -76,6 +76,14 @@ struct Shared {
     open_connection_count: AtomicUsize,
     up: Direction,
     down: Direction,
+    turns: Mutex<Turns>,
+}
+
+/// What clients said after each time that they had heard something.
+#[derive(Debug, Default)]
+struct Turns {
+    starts: Vec<Vec<u8>>,
+    is_open: bool,
 }
 
 /// Client to upstream, or back.
@@ -113,6 +121,7 @@ impl Proxy {
             open_connection_count: AtomicUsize::new(0),
             up: Direction::default(),
             down: Direction::default(),
+            turns: Mutex::default(),
         });
         let accept = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Proxy { addr, shared, accept }
@@ -180,6 +189,12 @@ impl Proxy {
         self.shared.down.byte_count.load(Relaxed)
     }
 
+    /// How each turn of the clients began: what they sent before the next answer reached them. Each but the last is a round
+    /// trip. Let the answers be delayed, or what a client sends in two pieces may count as two turns.
+    pub fn turns(&self) -> Vec<Vec<u8>> {
+        self.shared.turns.lock().expect(POISONED).starts.clone()
+    }
+
     fn arm(&self, pattern: &[u8], action: Action) -> Trigger {
         assert!((1..=PATTERN_BYTES).contains(&pattern.len()), "a pattern has 1 to {PATTERN_BYTES} bytes");
         let (fire, fired) = watch::channel(false);
@@ -229,6 +244,14 @@ impl Direction {
 
     fn delay(&self) -> Duration {
         Duration::from_micros(self.delay_us.load(Relaxed))
+    }
+}
+
+impl Turns {
+    fn said(&mut self, chunk: &[u8]) {
+        if !std::mem::replace(&mut self.is_open, true) {
+            self.starts.push(chunk[..chunk.len().min(PATTERN_BYTES)].to_vec());
+        }
     }
 }
 
@@ -321,6 +344,7 @@ async fn read_up(
             }
         }
         tail.push(&chunk);
+        shared.turns.lock().expect(POISONED).said(&chunk);
         queue.push(chunk, shared.up.delay());
     }
     Ok(())
@@ -389,6 +413,9 @@ async fn write(
             // The peer may have closed its side already.
             let _ = to.shutdown().await;
             return Ok(());
+        }
+        if std::ptr::eq(direction, &shared.down) {
+            shared.turns.lock().expect(POISONED).is_open = false;
         }
         to.write_all(&chunk).await?;
         direction.byte_count.fetch_add(chunk.len() as u64, Relaxed);
