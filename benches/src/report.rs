@@ -124,7 +124,7 @@ impl Report {
             "differences": "rows of the table or of the objects that are not in the other",
         });
         let results = json!({
-            "keys": keys, "machine": self.head, "start": self.start, "compared": self.compared,
+            "_keys": keys, "machine": self.head, "start": self.start, "compared": self.compared,
             "cases": self.cases.iter().map(Case::to_value).collect::<Vec<_>>(),
         });
         let text = serde_json::to_string_pretty(&results).expect("JSON");
