@@ -159,9 +159,8 @@ struct Buffer {
     deleted: Vec<usize>,
     last_start: usize,
     last_place: Place,
-    /// The last row, if the filter held it back: the position is after it all the same.
+    /// The last row, if the filter held it back: the position is after it all the same. Else empty.
     held_back: Vec<u8>,
-    is_last_held_back: bool,
 }
 
 impl Reader<'_> {
@@ -236,7 +235,6 @@ impl Reader<'_> {
         let xid = self.filter.xid(system.xmin);
         let is_passed_over = system.is_missed && self.filter.is_left_to_ranges(xid);
         if !self.filter.admits(xid) && !is_passed_over {
-            buffer.is_last_held_back = true;
             if !self.page.position.is_scan() {
                 buffer.held_back.clear();
                 buffer.held_back.extend_from_slice(&json[start..]);
@@ -250,7 +248,8 @@ impl Reader<'_> {
             self.read.cut = Some(Cut::AnswerFull);
             return Ok(());
         } else {
-            (buffer.last_start, buffer.is_last_held_back) = (start, false);
+            buffer.last_start = start;
+            buffer.held_back.clear();
             let row = usize::try_from(buffer.rows).unwrap_or(usize::MAX);
             buffer.deleted.extend(system.is_deleted.then_some(row));
             buffer.rows += 1;
@@ -291,8 +290,9 @@ impl Reader<'_> {
         }
         if !self.page.position.is_scan() {
             self.read.last_row.clear();
-            let last_row: &[u8] =
-                if buffer.is_last_held_back { &buffer.held_back } else { &buffer.json[buffer.last_start..] };
+            let is_last_held_back = !buffer.held_back.is_empty();
+            let last_row =
+                if is_last_held_back { &buffer.held_back[..] } else { &buffer.json[buffer.last_start..] };
             self.read.last_row.extend_from_slice(last_row);
         }
         let byte_count = buffer.json.len() as u64;

@@ -13,13 +13,13 @@ mod tables;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use harness::{Database, Proxy, Stack, running::Running, s3::S3};
+use harness::{Database, Proxy, Stack, process, running::Running, s3::S3};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio_postgres::Client;
 
-use self::measure::{Cores, Sample, Sandbox, resident_bytes, script};
+use self::measure::{Cores, Sample, Sandbox, script};
 use self::report::Report;
 use self::rivals::Rival;
 use self::tables::{PART_COUNT, PART_ROWS, Table, USERS, WIDE, change, differences};
@@ -76,7 +76,7 @@ async fn bench() {
     for cores in [Cores::All, Cores::One] {
         for table in [USERS, WIDE] {
             if bench.is_wanted("backfill") {
-                bench.backfill(table, cores).await;
+                bench.backfill(table, cores, 0).await;
             }
         }
         for (name, table, rows) in
@@ -92,7 +92,7 @@ async fn bench() {
     }
     for rtt_ms in [10, 50] {
         if bench.is_wanted("latency") {
-            bench.backfill_far_away(rtt_ms).await;
+            bench.backfill(USERS, Cores::All, rtt_ms).await;
             bench.increment("ten rows", WIDE, 10, Cores::All, rtt_ms).await;
         }
     }
@@ -216,7 +216,7 @@ impl Bench {
             let length = stream.read(&mut request).await.expect("it asks");
             let wall = began.elapsed();
             assert!(request[..length].starts_with(b"GET /2018-06-01/runtime/invocation/next"));
-            resident.push(resident_bytes(child.id().expect("it runs")));
+            resident.push(process::memory_bytes(child.id().expect("it runs"), "VmRSS:"));
             samples.push(Sample { wall, ..Sample::default() });
             child.kill().await.expect("it runs");
         }
@@ -256,51 +256,56 @@ impl Bench {
     }
 
     /// The whole table.
-    async fn backfill(&mut self, table: Table, cores: Cores) {
-        let name = table.name;
+    async fn backfill(&mut self, table: Table, cores: Cores, rtt_ms: u64) {
+        let (name, is_near) = (table.name, rtt_ms == 0);
+        let relay = self.relay(rtt_ms).await;
+        let bastion = self.bastion_through(relay.as_ref());
         let mut sandboxes = Vec::new();
         for compression in COMPRESSIONS {
-            sandboxes.push(self.sandbox(name, compression, cores, self.bastion(), &self.null_s3).await);
+            sandboxes.push(self.sandbox(name, compression, cores, bastion, &self.null_s3).await);
         }
         let pipe = format!(
             "{}\npsql -qXc \"copy (select row_to_json(t) from {name} t) to stdout\" | gzip -1 > /dev/null",
-            self.tunnel(self.bastion())
+            self.tunnel(bastion)
         );
         let mut limits = Vec::new();
         let mut pipes = Vec::new();
         let mut ours = vec![Vec::new(); COMPRESSIONS.len()];
-        for _ in 0..self.runs {
-            limits
-                .push(self.limit(&format!("select * from {name}"), table.rows, cores, self.bastion()).await);
+        for _ in 0..if is_near { self.runs } else { self.runs.min(3) } {
+            limits.push(self.limit(&format!("select * from {name}"), table.rows, cores, bastion).await);
             for (sandbox, samples) in sandboxes.iter().zip(&mut ours) {
-                sandbox.forget(&[name]).await;
-                let (sample, _) = sandbox.sync().await;
+                let sample = sandbox.sync_anew(&[name]).await;
                 assert_eq!(sample.rows, table.rows);
                 samples.push(sample);
             }
-            let (sample, _) = script(&pipe, &self.tunnel_env(), cores).await;
-            pipes.push(Sample { rows: table.rows, ..sample });
+            if is_near {
+                let (sample, _) = script(&pipe, &self.tunnel_env(), cores).await;
+                pipes.push(Sample { rows: table.rows, ..sample });
+            }
         }
-        let case = self.report.case(&format!("backfill {name}"), cores, 0, &limits);
+        let case = self.report.case(&format!("backfill {name}"), cores, rtt_ms, &limits);
         for (compression, samples) in COMPRESSIONS.into_iter().zip(ours) {
-            let bar = match (cores, compression, table) {
-                (Cores::All, "none", _) => Some(1.2),
-                (Cores::All, "gzip", USERS) => Some(2.0),
-                (Cores::All, "gzip", _) => Some(1.4),
+            let bar = match (cores, rtt_ms, compression, table) {
+                (Cores::All, 0, "none", _) => Some(1.2),
+                (Cores::All, 0, "gzip", USERS) => Some(2.0),
+                (Cores::All, 0, "gzip", _) => Some(1.4),
+                // Three times its throughput.
+                (Cores::All, 50, "none", _) => Some(1.0 / 3.0),
                 _ => None,
             };
             case.ours(compression, &samples, bar);
         }
-        let is_bar = cores == Cores::One;
-        case.other("COPY row_to_json | gzip -1", Some(&pipes), is_bar.then_some(", gzip"));
+        if is_near {
+            let is_bar = cores == Cores::One;
+            case.other("COPY row_to_json | gzip -1", Some(&pipes), is_bar.then_some(", gzip"));
+        }
     }
 
     /// What changed since the last run. Where little did, it is in `wide`: in `users` each run would look at the 100,000 rows of
     /// the slack as well.
     async fn increment(&mut self, name: &str, table: Table, rows: u64, cores: Cores, rtt_ms: u64) {
         let relay = self.relay(rtt_ms).await;
-        let bastion = ("127.0.0.1", relay.addr.port());
-        let bastion = if rtt_ms == 0 { self.bastion() } else { bastion };
+        let bastion = self.bastion_through(relay.as_ref());
         let sandbox = self.sandbox(table.name, "gzip", cores, bastion, &self.null_s3).await;
         let mut limits = Vec::new();
         let mut ours = Vec::new();
@@ -325,47 +330,30 @@ impl Bench {
         }
     }
 
-    async fn relay(&self, rtt_ms: u64) -> Proxy {
-        let address = format!("{}:{}", self.bastion().0, self.bastion().1);
-        let relay = Proxy::start(address.parse().expect("an address")).await;
+    /// What makes the bastion so far away; nothing where it is near.
+    async fn relay(&self, rtt_ms: u64) -> Option<Proxy> {
+        let (host, port) = self.bastion();
         let half = Duration::from_micros(rtt_ms * 500);
+        if half.is_zero() {
+            return None;
+        }
+        let relay = Proxy::start(format!("{host}:{port}").parse().expect("an address")).await;
         relay.delay(half, half);
-        relay
+        Some(relay)
     }
 
-    /// A bastion so far away: the window decides.
-    async fn backfill_far_away(&mut self, rtt_ms: u64) {
-        let relay = self.relay(rtt_ms).await;
-        let bastion = ("127.0.0.1", relay.addr.port());
-        let mut sandboxes = Vec::new();
-        for compression in COMPRESSIONS {
-            sandboxes.push(self.sandbox("users", compression, Cores::All, bastion, &self.null_s3).await);
-        }
-        let mut limits = Vec::new();
-        let mut ours = vec![Vec::new(); COMPRESSIONS.len()];
-        for _ in 0..self.runs.min(3) {
-            limits.push(self.limit("select * from users", USERS.rows, Cores::All, bastion).await);
-            for (sandbox, samples) in sandboxes.iter().zip(&mut ours) {
-                sandbox.forget(&["users"]).await;
-                samples.push(sandbox.sync().await.0);
-            }
-        }
-        let case = self.report.case("backfill users", Cores::All, rtt_ms, &limits);
-        for (compression, samples) in COMPRESSIONS.into_iter().zip(ours) {
-            // Three times its throughput.
-            let bar = (rtt_ms == 50 && compression == "none").then_some(1.0 / 3.0);
-            case.ours(compression, &samples, bar);
-        }
+    fn bastion_through(&self, relay: Option<&Proxy>) -> (&str, u16) {
+        relay.map_or_else(|| self.bastion(), |relay| ("127.0.0.1", relay.addr.port()))
     }
 
     /// Many tables in one call.
     async fn sixteen_tables(&mut self) {
         let sandbox = self.sandbox("part_*", "gzip", Cores::All, self.bastion(), &self.null_s3).await;
+        let names: Vec<String> = (1..=PART_COUNT).map(|part| format!("part_{part:02}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut ours = Vec::new();
         for _ in 0..self.runs {
-            let names: Vec<String> = (1..=PART_COUNT).map(|part| format!("part_{part:02}")).collect();
-            sandbox.forget(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
-            let (sample, _) = sandbox.sync().await;
+            let sample = sandbox.sync_anew(&names).await;
             assert_eq!(sample.rows, PART_COUNT * PART_ROWS);
             ours.push(sample);
         }
@@ -380,8 +368,7 @@ impl Bench {
         let mut ours = vec![Vec::new(); 2];
         for _ in 0..self.runs {
             for (sandbox, samples) in [&sandbox, &on_disk].into_iter().zip(&mut ours) {
-                sandbox.forget(&["users"]).await;
-                samples.push(sandbox.sync().await.0);
+                samples.push(sandbox.sync_anew(&["users"]).await);
             }
         }
         let mut others = Vec::new();

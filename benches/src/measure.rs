@@ -106,9 +106,10 @@ impl Sandbox {
         }
     }
 
-    /// Forgets the cursors of these tables.
-    pub(crate) async fn forget(&self, tables: &[&str]) {
+    /// The same after the cursors of these tables were forgotten, which is not measured.
+    pub(crate) async fn sync_anew(&self, tables: &[&str]) -> Sample {
         self.function.invoke(&json!({"action": "resync", "tables": tables}), LIMIT).await.answer();
+        self.sync().await.0
     }
 }
 
@@ -124,14 +125,6 @@ fn pinned(binary: &Path, cores: Cores) -> PathBuf {
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
     fs::set_permissions(&script, permissions).expect("it is ours");
     script.canonicalize().expect("it exists")
-}
-
-/// Resident memory now.
-pub(crate) fn resident_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let kilobytes =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-    kilobytes.map_or(0, |kilobytes: u64| kilobytes << 10)
 }
 
 /// Of all that this process has waited for, and what those have waited for.

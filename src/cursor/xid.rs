@@ -32,9 +32,7 @@ impl Snapshot {
         let is_sound = u64::from(FIRST_NORMAL) <= snapshot.xmin && snapshot.xmin <= snapshot.xmax;
         Some((snapshot, in_progress.ok()?)).filter(|_| is_sound)
     }
-}
 
-impl Snapshot {
     /// Whether no transaction was in progress.
     pub(crate) fn is_quiet(self) -> bool {
         self.xmin == self.xmax

@@ -167,11 +167,7 @@ impl Function {
 
     /// The most memory that the process has had resident (Linux).
     pub fn peak_memory_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let kilobytes = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-        kilobytes.map_or(0, |kilobytes: u64| kilobytes << 10)
+        process::memory_bytes(self.pid(), "VmHWM:")
     }
 
     pub fn pid(&self) -> u32 {

@@ -55,6 +55,14 @@ pub fn signal(pids: &[u32], name: &str) {
     let _ = std::process::Command::new("sh").args(["-c", &script]).status();
 }
 
+/// A figure of proc(5)'s `status`, which has it in kilobytes: `VmRSS:`, `VmHWM:`. 0 where there is none.
+pub fn memory_bytes(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    kilobytes.map_or(0, |kilobytes: u64| kilobytes << 10)
+}
+
 /// Runs a command to its end; returns what it printed.
 pub(crate) async fn run(mut command: Command) -> String {
     let name = format!("{:?}", command.as_std());
