@@ -191,7 +191,7 @@ fn parse_bastion(secret: &Fields<'_>, more_host_keys: Option<&str>) -> Result<Op
         user: secret.required("bastion_user")?,
         key: Arc::new(private_key::decode(&key, passphrase.as_deref())?),
         host_keys,
-        is_far: Arc::default(),
+        round_trip_us: Arc::default(),
     }))
 }
 

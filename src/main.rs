@@ -9,7 +9,7 @@ use bastion_sync::{App, handle};
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::value::RawValue;
 
-/// On one thread, which is faster than several that hand each row's bytes around; what compresses has its own.
+/// On one thread, which is faster than several that hand each row's bytes around; what compresses has others.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
     bastion_sync::log::init();

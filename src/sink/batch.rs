@@ -2,20 +2,21 @@
 
 use std::io::Write;
 
-use flate2::write::GzEncoder;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::task::{JoinError, JoinSet};
 use ulid::Ulid;
 
 use super::buffers::{Buffer, PART_BYTES};
+use super::gzip::Gzip;
 use super::storage::{Part, Storage, Upload};
 use crate::config::Compression;
 use crate::error::{Error, Kind};
 use crate::text::hex;
 
-/// Compressed at once: after each it is looked whether the part is full.
-const PIECE_BYTES: usize = 64 << 10;
+/// Compressed at once: after each it is looked whether the part is full. No less than what a page hands on, lest it be cut in two.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// An open batch.
 #[derive(Debug)]
@@ -83,9 +84,10 @@ impl Batch {
     }
 
     /// Appends whole rows; waits while no buffer is free for the next part.
-    pub(crate) async fn write(&mut self, rows: &[u8], row_count: u64) -> Result<(), Error> {
-        for piece in rows.chunks(PIECE_BYTES) {
-            self.encoder.write(piece)?;
+    pub(crate) async fn write(&mut self, rows: Bytes, row_count: u64) -> Result<(), Error> {
+        let mut left = rows.clone();
+        while !left.is_empty() {
+            self.encoder.write(left.split_to(left.len().min(PIECE_BYTES))).await?;
             if self.encoder.output().len() >= PART_BYTES {
                 let next = self.object.storage.buffers().take().await;
                 let part = std::mem::replace(self.encoder.output(), next);
@@ -174,7 +176,7 @@ impl Object {
     }
 
     async fn finish(&mut self, encoder: Encoder) -> Result<(), Error> {
-        let rest = encoder.finish()?;
+        let rest = encoder.finish().await?;
         if rest.len() > 0 || self.parts.is_empty() {
             self.upload_part(rest)?;
         }
@@ -203,7 +205,7 @@ impl Object {
 
 /// The compressor before the part that fills.
 enum Encoder {
-    Gzip(GzEncoder<Buffer>),
+    Gzip(Gzip),
     Zstd(zstd::stream::write::Encoder<'static, Buffer>),
     None(Buffer),
 }
@@ -217,8 +219,7 @@ impl std::fmt::Debug for Encoder {
 impl Encoder {
     fn new(compression: Compression, output: Buffer) -> Result<Self, Error> {
         Ok(match compression {
-            // Level 1: the next levels cost twice the time for a third of the size.
-            Compression::Gzip => Self::Gzip(GzEncoder::new(output, flate2::Compression::new(1))),
+            Compression::Gzip => Self::Gzip(Gzip::new(output).map_err(compression_error)?),
             Compression::Zstd => {
                 Self::Zstd(zstd::stream::write::Encoder::new(output, 1).map_err(compression_error)?)
             }
@@ -226,27 +227,27 @@ impl Encoder {
         })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
         match self {
-            Self::Gzip(encoder) => encoder.write_all(bytes),
-            Self::Zstd(encoder) => encoder.write_all(bytes),
-            Self::None(output) => output.write_all(bytes),
+            Self::Gzip(gzip) => gzip.write(piece).await,
+            Self::Zstd(encoder) => encoder.write_all(&piece),
+            Self::None(output) => output.write_all(&piece),
         }
         .map_err(compression_error)
     }
 
     fn output(&mut self) -> &mut Buffer {
         match self {
-            Self::Gzip(encoder) => encoder.get_mut(),
+            Self::Gzip(gzip) => gzip.output(),
             Self::Zstd(encoder) => encoder.get_mut(),
             Self::None(output) => output,
         }
     }
 
     /// Ends the stream and gives what was not taken yet.
-    fn finish(self) -> Result<Buffer, Error> {
+    async fn finish(self) -> Result<Buffer, Error> {
         match self {
-            Self::Gzip(encoder) => encoder.finish(),
+            Self::Gzip(gzip) => gzip.finish().await,
             Self::Zstd(encoder) => encoder.finish(),
             Self::None(output) => Ok(output),
         }

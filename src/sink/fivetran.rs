@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -138,7 +139,7 @@ impl Document {
             Some(batch) => batch,
             None => {
                 let mut batch = Batch::begin(&self.storage, &self.key, Compression::None).await?;
-                batch.write(br#"{"insert":{"#, 0).await?;
+                batch.write(Bytes::from_static(br#"{"insert":{"#), 0).await?;
                 batch
             }
         };
@@ -158,7 +159,7 @@ impl Document {
             }
             text.extend_from_slice(row);
         }
-        if text.is_empty() { Ok(()) } else { self.batch().await?.write(&text, rows.len() as u64).await }
+        if text.is_empty() { Ok(()) } else { self.batch().await?.write(text.into(), rows.len() as u64).await }
     }
 
     async fn abort(self) {
@@ -172,10 +173,10 @@ impl Document {
         let is_open = self.table.is_some();
         let outcome = async {
             let batch = self.batch().await?;
-            let end: &[u8] = if is_open { br#"]},"delete":"# } else { br#"},"delete":"# };
-            batch.write(end, 0).await?;
-            batch.write(&deletes.to_json(), 0).await?;
-            batch.write(b"}", 0).await
+            let end: &'static [u8] = if is_open { br#"]},"delete":"# } else { br#"},"delete":"# };
+            batch.write(Bytes::from_static(end), 0).await?;
+            batch.write(deletes.to_json().into(), 0).await?;
+            batch.write(Bytes::from_static(b"}"), 0).await
         }
         .await;
         let Some(batch) = self.batch.take() else { return outcome };

@@ -4,6 +4,7 @@ pub(crate) mod batch;
 mod buffers;
 pub(crate) mod checkpoint;
 pub(crate) mod fivetran;
+mod gzip;
 pub(crate) mod ledger;
 pub(crate) mod manifest;
 pub(crate) mod output;

@@ -1,6 +1,7 @@
-//! The objects of one table's commit: batches one after the other, all of one `seq`. What compresses them has a
-//! thread of its own, so that it goes on beside the tunnel and the rows.
+//! The objects of one table's commit: batches one after the other, all of one `seq`. What compresses and hashes them has a
+//! thread of its own, and gzip as many as there are cores, so that it goes on beside the tunnel and the rows.
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -132,12 +133,12 @@ impl Objects {
 
     async fn take(&mut self, rows: &mut mpsc::UnboundedReceiver<Rows>) -> Result<(), Error> {
         while let Some(rows) = rows.recv().await {
-            self.write(&rows.json, rows.count).await?;
+            self.write(rows.json.into(), rows.count).await?;
         }
         self.seal_open().await
     }
 
-    async fn write(&mut self, rows: &[u8], row_count: u64) -> Result<(), Error> {
+    async fn write(&mut self, rows: Bytes, row_count: u64) -> Result<(), Error> {
         let batch = match &mut self.open {
             Some(batch) => batch,
             None => {

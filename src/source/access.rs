@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 
 use super::host_key::HostKeys;
 use super::private_key::PrivateKey;
@@ -22,8 +22,8 @@ pub(crate) struct Bastion {
     pub(crate) user: String,
     pub(crate) key: Arc<PrivateKey>,
     pub(crate) host_keys: HostKeys,
-    /// Whether the way there took long when it was taken last; the next tunnel through it has a larger window.
-    pub(crate) is_far: Arc<AtomicBool>,
+    /// How long a round trip through it took last, in microseconds: what the next tunnel's window goes by.
+    pub(crate) round_trip_us: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Bastion {

@@ -3,7 +3,7 @@
 
 use std::future::{Ready, ready};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::task::JoinHandle;
@@ -183,8 +183,12 @@ impl Session {
     /// As [`Self::error`].
     pub(crate) async fn run(&self, sql: &str, deadline: Deadline) -> Result<Option<SimpleQueryRow>, Error> {
         let limit = self.statement_limit(deadline);
+        let began = Instant::now();
         let outcome = timeout(limit, self.client()?.simple_query(sql)).await;
         let messages = outcome.map_err(|_| silent(limit))?.map_err(|error| self.error(&error))?;
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.has_taken(began.elapsed());
+        }
         Ok(messages.into_iter().rev().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,

@@ -3,7 +3,8 @@
 //! The host's key is verified before anything of ours is sent; algorithms known to be weak are not offered.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,17 +29,19 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(7);
 
 const INACTIVITY_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// What may be under way to us unread: with latency the rate is window / (2 × RTT). A near bastion fills the window faster than
-/// we read; beyond 8 MiB, which the socket's buffer and the channel's take, TCP's own window closes then, and stalls.
-const WINDOW_BYTES: u32 = 8 << 20;
-const FAR_WINDOW_BYTES: u32 = 12 << 20;
-const FAR: Duration = Duration::from_millis(20);
+/// What may be under way to us unread. russh asks for more when half of it has come, so the rate is window / (2 × round trip):
+/// 250 MB/s, as far as the largest reaches. No more than that: what the network or we take more slowly piles up in sshd, which
+/// copies the whole pile each time it grows.
+const WINDOW_BYTES_PER_US: u64 = 500;
+const WINDOW_BYTES: RangeInclusive<u64> = (4 << 20)..=(12 << 20);
 
 /// An authenticated session with the bastion.
 pub(crate) struct Tunnel {
     handle: Handle<Client>,
     end: End,
-    is_far: Arc<AtomicBool>,
+    /// Of this tunnel's round trips, and what the next one goes by.
+    shortest_us: AtomicU64,
+    round_trip_us: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -103,11 +106,14 @@ impl Tunnel {
 
     async fn connect(bastion: &Bastion, deadline: Deadline) -> Result<Self, Error> {
         let place = format!("bastion {}:{}", bastion.host, bastion.port);
+        let began = Instant::now();
         let socket = tcp::connect(&bastion.host, bastion.port, deadline).await.map_err(|error| {
             Error::new(Kind::BastionUnreachable, place.clone()).with_source(error).with_hint(
                 "check bastion_host and bastion_port, and that the bastion's firewall lets this function in",
             )
         })?;
+        // Of TCP's handshake, which a proxy before the bastion may have answered; or what the last tunnel has seen.
+        let round_trip_us = microseconds(began.elapsed()).max(bastion.round_trip_us.load(Ordering::Relaxed));
         let end = End::default();
         let client = Client {
             host: bastion.host.clone(),
@@ -117,7 +123,7 @@ impl Tunnel {
             is_first_kex: true,
         };
         let limit = deadline.at_most(HANDSHAKE_TIMEOUT);
-        let handshake = client::connect_stream(Arc::new(config(bastion)), socket, client);
+        let handshake = client::connect_stream(Arc::new(config(bastion, round_trip_us)), socket, client);
         let handle = timeout(limit, handshake).await.map_err(|_| {
             Error::new(
                 Kind::BastionUnreachable,
@@ -125,7 +131,8 @@ impl Tunnel {
             )
             .with_hint("something listens there that is not an SSH server, or the bastion is overloaded")
         })??;
-        Ok(Self { handle, end, is_far: Arc::clone(&bastion.is_far) })
+        let round_trip_us = Arc::clone(&bastion.round_trip_us);
+        Ok(Self { handle, end, shortest_us: AtomicU64::new(u64::MAX), round_trip_us })
     }
 
     async fn authenticate(&mut self, bastion: &Bastion, deadline: Deadline) -> Result<(), Error> {
@@ -187,12 +194,8 @@ impl Tunnel {
         let limit = deadline.at_most(CHANNEL_TIMEOUT);
         let place = format!("database {host}:{port} through the bastion");
         let open = self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
-        let began = Instant::now();
         match timeout(limit, open).await {
-            Ok(Ok(channel)) => {
-                self.is_far.store(began.elapsed() > FAR, Ordering::Relaxed);
-                Ok(Box::new(channel.into_stream()))
-            }
+            Ok(Ok(channel)) => Ok(Box::new(channel.into_stream())),
             Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited))) => {
                 Err(Error::new(Kind::BastionPolicy, format!("the bastion prohibits forwarding to {host}:{port}"))
                     .with_hint(format!(
@@ -218,6 +221,14 @@ impl Tunnel {
         }
     }
 
+    /// Remembers how long a round trip took, for the next tunnel through this bastion: the shortest of this one's is the
+    /// network's alone.
+    pub(crate) fn has_taken(&self, round_trip: Duration) {
+        let round_trip_us = microseconds(round_trip);
+        let shortest_us = self.shortest_us.fetch_min(round_trip_us, Ordering::Relaxed).min(round_trip_us);
+        self.round_trip_us.store(shortest_us, Ordering::Relaxed);
+    }
+
     /// What will tell why the session ended.
     pub(crate) fn end(&self) -> End {
         self.end.clone()
@@ -233,9 +244,19 @@ impl Tunnel {
     }
 }
 
-fn config(bastion: &Bastion) -> client::Config {
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Bytes.
+fn window(round_trip_us: u64) -> u32 {
+    let bytes = round_trip_us.saturating_mul(WINDOW_BYTES_PER_US);
+    u32::try_from(bytes.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end())).expect("it is in the range")
+}
+
+fn config(bastion: &Bastion, round_trip_us: u64) -> client::Config {
     client::Config {
-        window_size: if bastion.is_far.load(Ordering::Relaxed) { FAR_WINDOW_BYTES } else { WINDOW_BYTES },
+        window_size: window(round_trip_us),
         // 16 KiB halve the speed of sshd.
         maximum_packet_size: 32 << 10,
         keepalive_interval: Some(KEEPALIVE_INTERVAL),
@@ -375,6 +396,20 @@ impl From<russh::Error> for Error {
                 Self::new(Kind::TunnelLost, "the bastion has not answered keepalives for 28 s")
             }
             _ => Self::new(Kind::BastionUnreachable, format!("ssh: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_grows_with_the_round_trip_between_its_bounds() {
+        for (round_trip_us, bytes) in
+            [(0, 4 << 20), (1000, 4 << 20), (12_000, 6_000_000), (50_000, 12 << 20), (u64::MAX, 12 << 20)]
+        {
+            assert_eq!(window(round_trip_us), bytes, "{round_trip_us} us");
         }
     }
 }
