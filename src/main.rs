@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
     bastion_sync::log::init();
-    // The SDK has no time-outs of its own. An attempt carries a part of 8 MiB at most; five outlast an S3 that stands still
+    // The SDK has no time-outs of its own. An attempt carries a part of 9 MiB at most; five outlast an S3 that stands still
     // for a minute.
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(3))

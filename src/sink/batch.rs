@@ -15,7 +15,7 @@ use crate::config::Compression;
 use crate::error::{Error, Kind};
 use crate::text::hex;
 
-/// Compressed at once: after each it is looked whether the part is full. No less than what a page hands on, lest it be cut in two.
+/// Compressed at once: after each it is looked whether the part is full. What a page hands on is less, but for large rows.
 const PIECE_BYTES: usize = 256 << 10;
 
 /// An open batch.

@@ -1,5 +1,5 @@
-//! The memory of what is on its way to S3, for all objects together: rows that wait for their compressor, and a few buffers
-//! for parts, used again and again. Who finds none left waits, and with that the reading of rows.
+//! The memory of what is on its way to S3, for all objects together: rows until they are compressed, and a few buffers for
+//! parts, used again and again. Who finds none left waits, and with that the reading of rows.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// S3 takes 10,000 parts an object, and parts of 5 MiB at least.
 pub(crate) const PART_BYTES: usize = 8 << 20;
 
-/// What a compressor may give at once after the part is full.
-const SLACK_BYTES: usize = 512 << 10;
+/// What a compressor may give before it is looked again whether the part is full: all pieces that are under way.
+const SLACK_BYTES: usize = 1 << 20;
 
-/// Of rows that wait. A row that is larger waits alone.
+/// Of rows that wait or are compressed. A row that is larger waits alone.
 const ROWS_BYTES: usize = 512 << 10;
 
 /// One that fills and two under way. Two objects can be open at once, so there must be three.

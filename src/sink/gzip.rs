@@ -18,17 +18,20 @@ use super::buffers::Buffer;
 /// Deflate, no name, no time, from an unknown system.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
+/// Of pieces, at most: two take what one thread encodes, and what all may give at once fits a part's slack.
+const MAX_UNDER_WAY: usize = 3;
+
 /// A last block, with nothing in it: the pieces' blocks all say that others follow.
 const LAST_BLOCK: [u8; 2] = [3, 0];
 
 /// A stream under way.
 pub(super) struct Gzip {
     output: Buffer,
-    /// Of what was put into the output.
+    /// Of what was put into the output; the length modulo 2³².
     crc: Crc,
+    length: u32,
     under_way: VecDeque<JoinHandle<io::Result<Deflater>>>,
-    /// How many at most are under way.
-    parallelism: usize,
+    max_under_way: usize,
     idle: Vec<Deflater>,
 }
 
@@ -42,13 +45,14 @@ struct Deflater {
 impl Gzip {
     pub(super) fn new(mut output: Buffer) -> io::Result<Self> {
         output.write_all(&HEADER)?;
-        let parallelism = available_parallelism().map_or(1, NonZero::get);
-        Ok(Self { output, crc: Crc::new(), under_way: VecDeque::new(), parallelism, idle: Vec::new() })
+        let max_under_way = available_parallelism().map_or(1, NonZero::get).min(MAX_UNDER_WAY);
+        let (crc, under_way, idle) = (Crc::new(), VecDeque::new(), Vec::new());
+        Ok(Self { output, crc, length: 0, under_way, max_under_way, idle })
     }
 
     /// Begins to deflate a piece, once one before it has ended if too many are under way.
     pub(super) async fn write(&mut self, piece: Bytes) -> io::Result<()> {
-        if self.under_way.len() >= self.parallelism {
+        if self.under_way.len() >= self.max_under_way {
             self.put_first().await?;
         }
         let mut deflater = self.idle.pop().unwrap_or_else(Deflater::new);
@@ -67,8 +71,7 @@ impl Gzip {
         }
         self.output.write_all(&LAST_BLOCK)?;
         self.output.write_all(&self.crc.sum().to_le_bytes())?;
-        // Modulo 2³², as it counts.
-        self.output.write_all(&self.crc.amount().to_le_bytes())?;
+        self.output.write_all(&self.length.to_le_bytes())?;
         Ok(self.output)
     }
 
@@ -77,6 +80,7 @@ impl Gzip {
         let deflater = first.await??;
         self.output.write_all(&deflater.deflated)?;
         self.crc.combine(&deflater.crc);
+        self.length = self.length.wrapping_add(deflater.crc.amount());
         self.idle.push(deflater);
         Ok(())
     }

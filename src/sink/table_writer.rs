@@ -19,11 +19,16 @@ pub(crate) struct Format {
     pub(crate) target_file_bytes: u64,
 }
 
-/// Whole rows as NDJSON, and how many; and their room in the memory.
+/// Whole rows as NDJSON, and their room in the memory until the last of them is compressed.
 struct Rows {
     json: Vec<u8>,
-    count: u64,
     _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Rows {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
 }
 
 /// Writes rows into objects of about the target size. Dropped without being sealed it is given up.
@@ -32,7 +37,8 @@ pub(crate) struct TableWriter {
     buffers: Buffers,
     /// As long as this is held the rows are wanted.
     wanted: oneshot::Sender<()>,
-    rows: mpsc::UnboundedSender<Rows>,
+    /// And how many they are.
+    rows: mpsc::UnboundedSender<(Bytes, u64)>,
     /// One, which ends with the batches, or with an error after it has aborted them.
     task: JoinSet<Result<Vec<Sealed>, Error>>,
 }
@@ -79,7 +85,7 @@ impl TableWriter {
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
     pub(crate) async fn write(&mut self, rows: Vec<u8>, row_count: u64) -> Result<(), Error> {
         let room = self.buffers.room_for_rows(rows.len()).await;
-        match self.rows.send(Rows { json: rows, count: row_count, _room: room }) {
+        match self.rows.send((Bytes::from_owner(Rows { json: rows, _room: room }), row_count)) {
             Ok(()) => Ok(()),
             // The task has ended, with an error.
             Err(_) => outcome(&mut self.task).await.map(drop),
@@ -114,7 +120,7 @@ impl Objects {
     /// Until there are no more rows, or they are not wanted any more.
     async fn write_all(
         mut self,
-        mut rows: mpsc::UnboundedReceiver<Rows>,
+        mut rows: mpsc::UnboundedReceiver<(Bytes, u64)>,
         given_up: oneshot::Receiver<()>,
     ) -> Result<Vec<Sealed>, Error> {
         let outcome = tokio::select! {
@@ -131,9 +137,9 @@ impl Objects {
         }
     }
 
-    async fn take(&mut self, rows: &mut mpsc::UnboundedReceiver<Rows>) -> Result<(), Error> {
-        while let Some(rows) = rows.recv().await {
-            self.write(rows.json.into(), rows.count).await?;
+    async fn take(&mut self, rows: &mut mpsc::UnboundedReceiver<(Bytes, u64)>) -> Result<(), Error> {
+        while let Some((rows, row_count)) = rows.recv().await {
+            self.write(rows, row_count).await?;
         }
         self.seal_open().await
     }

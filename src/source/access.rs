@@ -22,7 +22,7 @@ pub(crate) struct Bastion {
     pub(crate) user: String,
     pub(crate) key: Arc<PrivateKey>,
     pub(crate) host_keys: HostKeys,
-    /// How long a round trip through it took last, in microseconds: what the next tunnel's window goes by.
+    /// How long a round trip through the last tunnel took, in microseconds, which the next one's window goes by; 0: unknown.
     pub(crate) round_trip_us: Arc<AtomicU64>,
 }
 

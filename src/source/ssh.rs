@@ -35,6 +35,9 @@ const INACTIVITY_TIMEOUT: Duration = Duration::from_secs(40);
 const WINDOW_BYTES_PER_US: u64 = 500;
 const WINDOW_BYTES: RangeInclusive<u64> = (4 << 20)..=(12 << 20);
 
+/// What a round trip is taken to be at least until a tunnel has shown it: a proxy may answer TCP in the bastion's place.
+const UNKNOWN: Duration = Duration::from_millis(16);
+
 /// An authenticated session with the bastion.
 pub(crate) struct Tunnel {
     handle: Handle<Client>,
@@ -112,8 +115,10 @@ impl Tunnel {
                 "check bastion_host and bastion_port, and that the bastion's firewall lets this function in",
             )
         })?;
-        // Of TCP's handshake, which a proxy before the bastion may have answered; or what the last tunnel has seen.
-        let round_trip_us = microseconds(began.elapsed()).max(bastion.round_trip_us.load(Ordering::Relaxed));
+        let round_trip_us = match bastion.round_trip_us.load(Ordering::Relaxed) {
+            0 => microseconds(began.elapsed().max(UNKNOWN)),
+            known => known,
+        };
         let end = End::default();
         let client = Client {
             host: bastion.host.clone(),

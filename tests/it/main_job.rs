@@ -391,7 +391,7 @@ async fn the_time_limit_ends_the_page_and_the_next_run_goes_on() {
     let case = Case::new("deadline").await;
     case.run("create table slow (id int primary key, modified_at timestamptz not null, body text)").await;
     case.run("insert into slow select i, '2026-01-01'::timestamptz + i * interval '1 s', repeat(md5(i::text), 40) from generate_series(1, 60000) i").await;
-    // With a round trip of 200 ms the tunnel's window of 8 MB lets about 20 MB a second through, of 80.
+    // With a round trip of 200 ms the tunnel's window of 8 MiB lets about 20 MB a second through, of 80, and 30 once it is known.
     case.run("create index on slow (modified_at, id)").await;
     let proxy = case.bastion_proxy().await;
     proxy.delay(Duration::from_millis(100), Duration::from_millis(100));
