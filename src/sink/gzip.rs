@@ -18,6 +18,9 @@ use super::buffers::Buffer;
 /// Deflate, no name, no time, from an unknown system.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
+/// Smaller ones are gathered: each begins without a history.
+const MIN_PIECE_BYTES: usize = 32 << 10;
+
 /// Of pieces, at most: two take what one thread encodes, and what all may give at once fits a part's slack.
 const MAX_UNDER_WAY: usize = 3;
 
@@ -30,6 +33,7 @@ pub(super) struct Gzip {
     /// Of what was put into the output; the length modulo 2³².
     crc: Crc,
     length: u32,
+    gathered: Vec<u8>,
     under_way: VecDeque<JoinHandle<io::Result<Deflater>>>,
     max_under_way: usize,
     idle: Vec<Deflater>,
@@ -46,12 +50,32 @@ impl Gzip {
     pub(super) fn new(mut output: Buffer) -> io::Result<Self> {
         output.write_all(&HEADER)?;
         let max_under_way = available_parallelism().map_or(1, NonZero::get).min(MAX_UNDER_WAY);
-        let (crc, under_way, idle) = (Crc::new(), VecDeque::new(), Vec::new());
-        Ok(Self { output, crc, length: 0, under_way, max_under_way, idle })
+        Ok(Self {
+            output,
+            crc: Crc::new(),
+            length: 0,
+            gathered: Vec::new(),
+            under_way: VecDeque::new(),
+            max_under_way,
+            idle: Vec::new(),
+        })
     }
 
-    /// Begins to deflate a piece, once one before it has ended if too many are under way.
+    /// Takes a piece, or gathers it; waits for one before it if too many are under way.
     pub(super) async fn write(&mut self, piece: Bytes) -> io::Result<()> {
+        if self.gathered.is_empty() && piece.len() >= MIN_PIECE_BYTES {
+            return self.begin(piece).await;
+        }
+        self.gathered.extend_from_slice(&piece);
+        if self.gathered.len() < MIN_PIECE_BYTES { Ok(()) } else { self.begin_gathered().await }
+    }
+
+    async fn begin_gathered(&mut self) -> io::Result<()> {
+        let gathered = std::mem::take(&mut self.gathered);
+        self.begin(gathered.into()).await
+    }
+
+    async fn begin(&mut self, piece: Bytes) -> io::Result<()> {
         if self.under_way.len() >= self.max_under_way {
             self.put_first().await?;
         }
@@ -66,6 +90,9 @@ impl Gzip {
 
     /// Ends the stream and gives what was not taken yet.
     pub(super) async fn finish(mut self) -> io::Result<Buffer> {
+        if !self.gathered.is_empty() {
+            self.begin_gathered().await?;
+        }
         while !self.under_way.is_empty() {
             self.put_first().await?;
         }
@@ -144,6 +171,20 @@ mod tests {
             vec![rows(1), rows(20_000), noise(300_000), vec![0; 1 << 20], noise(1), rows(3), noise(70_001)];
         let written = gzip(&pieces).await;
         assert_eq!(first_member(&written), pieces.concat());
+    }
+
+    #[tokio::test]
+    async fn rows_that_come_one_by_one_are_compressed_together() {
+        let rows: Vec<Vec<u8>> = (0..5000)
+            .map(|i| {
+                format!("{{\"id\":{i},\"name\":\"Name {}\",\"city\":\"Springfield\"}}\n", i % 100)
+                    .into_bytes()
+            })
+            .collect();
+        // Each piece begins anew, which costs a tenth here, and would cost ten times as much row by row.
+        let (many, one) = (gzip(&rows).await, gzip(&[rows.concat()]).await);
+        assert_eq!(first_member(&many), rows.concat());
+        assert!(many.len() < one.len() + one.len() / 4, "{} and {} bytes", many.len(), one.len());
     }
 
     #[tokio::test]
