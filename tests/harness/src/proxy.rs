@@ -295,6 +295,8 @@ async fn connect(client: TcpStream, shared: Arc<Shared>) {
 
     let mut cuts = shared.cuts.subscribe();
     tokio::select! {
+        // What was held back when it was cut is not let go by what comes after.
+        biased;
         _ = cuts.changed() => {}
         // However it ends, both sides are closed.
         _ = relay(client, &shared) => {}
