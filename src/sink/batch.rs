@@ -84,18 +84,17 @@ impl Batch {
     }
 
     /// Appends whole rows; waits while no buffer is free for the next part.
-    pub(crate) async fn write(&mut self, rows: Bytes, row_count: u64) -> Result<(), Error> {
-        let mut left = rows.clone();
-        while !left.is_empty() {
-            self.encoder.write(left.split_to(left.len().min(PIECE_BYTES))).await?;
+    pub(crate) async fn write(&mut self, mut rows: Bytes, row_count: u64) -> Result<(), Error> {
+        self.row_count += row_count;
+        self.byte_count += rows.len() as u64;
+        while !rows.is_empty() {
+            self.encoder.write(rows.split_to(rows.len().min(PIECE_BYTES))).await?;
             if self.encoder.output().len() >= PART_BYTES {
                 let next = self.object.storage.buffers().take().await;
                 let part = std::mem::replace(self.encoder.output(), next);
                 self.object.upload_part(part)?;
             }
         }
-        self.row_count += row_count;
-        self.byte_count += rows.len() as u64;
         Ok(())
     }
 
