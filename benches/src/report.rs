@@ -44,8 +44,17 @@ struct Entry {
     summary: Option<Summary>,
     /// What its time may be at most, as a multiple of the limit's.
     bar: Option<f64>,
+    /// How fast its rows come, as a multiple of the limit's, both without their opening.
+    throughput: Option<f64>,
     /// What must hold and does not.
     problem: Option<String>,
+}
+
+/// What a run takes that moves next to nothing, s.
+#[derive(Clone, Copy)]
+pub(crate) struct Opening {
+    limit: f64,
+    ours: f64,
 }
 
 /// Medians.
@@ -117,6 +126,7 @@ impl Report {
             "wall_s": "median of the runs; wall_s_min, wall_s_max",
             "ratio": "wall_s / wall_s of the case's limit: psql, COPY binary, ssh -L, to /dev/null",
             "bar": "what the ratio may be at most; null: shown only",
+            "throughput_ratio": "of rows a second beyond what ten rows take at the same distance, to the limit's",
             "cpu_s": "median, user and system, of the client's processes",
             "peak_mb": "the most resident memory of any run, 10^6 bytes; null: not measured",
             "ndjson_mb_per_s": "of what is written, before compression",
@@ -152,20 +162,24 @@ impl Report {
             );
         }
         println!(
-            "| what | cores | RTT ms | by | s | ratio | bar | M rows/s | MB/s | CPU s | peak MB | $/M rows |"
+            "| what | cores | RTT ms | by | s | ratio | bar | throughput | M rows/s | MB/s | CPU s | peak MB | $/M rows |"
         );
-        println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+        println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
         for case in &self.cases {
             if let Some(limit) = &case.limit {
-                println!("{}", case.line("psql, ssh -L", limit, None, false));
+                println!("{}", case.line("psql, ssh -L", limit, None, None, false));
             }
             for entry in &case.entries {
                 match &entry.summary {
                     Some(summary) => {
-                        println!("{}", case.line(&entry.name, summary, entry.bar, entry.is_ours))
+                        let Entry { name, bar, throughput, is_ours, .. } = entry;
+                        println!("{}", case.line(name, summary, *bar, *throughput, *is_ours))
                     }
                     None => {
-                        println!("| {} | | | {} | not installed here | | | | | | | |", case.name, entry.name)
+                        println!(
+                            "| {} | | | {} | not installed here | | | | | | | | |",
+                            case.name, entry.name
+                        )
                     }
                 }
                 if let Some(problem) = &entry.problem {
@@ -207,8 +221,27 @@ impl Case {
             is_ours: true,
             summary: Some(summary),
             bar,
+            throughput: None,
             problem,
         });
+    }
+
+    /// Of the limit and of the last entry, in a case that moves next to nothing.
+    pub(crate) fn opening(&self) -> Opening {
+        let ours = self.entries.last().and_then(|entry| entry.summary);
+        let wall = |summary: Option<Summary>| summary.map_or(0.0, |summary| summary.wall);
+        Opening { limit: wall(self.limit), ours: wall(ours) }
+    }
+
+    /// The last entry's throughput, which must be so many times the limit's at least.
+    pub(crate) fn throughput(&mut self, opening: Opening, least: Option<f64>) {
+        let entry = self.entries.last_mut().expect("there is one");
+        let (limit, ours) = self.limit.zip(entry.summary).expect("both were measured");
+        let throughput = (limit.wall - opening.limit) / (ours.wall - opening.ours);
+        entry.throughput = Some(throughput);
+        if let Some(least) = least.filter(|least| throughput < *least) {
+            entry.problem = Some(format!("{throughput:.2} times the limit's throughput, at least {least}"));
+        }
     }
 
     /// The last entry's time may be this at most.
@@ -232,7 +265,14 @@ impl Case {
                 ours.problem = Some(format!("not ahead of {name}"));
             }
         }
-        self.entries.push(Entry { name: name.to_owned(), is_ours: false, summary, bar: None, problem: None });
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            is_ours: false,
+            summary,
+            bar: None,
+            throughput: None,
+            problem: None,
+        });
     }
 
     /// The first entry must have so many times the rows a second of that one.
@@ -247,19 +287,27 @@ impl Case {
         }
     }
 
-    fn line(&self, name: &str, summary: &Summary, bar: Option<f64>, is_ours: bool) -> String {
+    fn line(
+        &self,
+        name: &str,
+        summary: &Summary,
+        bar: Option<f64>,
+        throughput: Option<f64>,
+        is_ours: bool,
+    ) -> String {
         let optional = |value: Option<String>| value.unwrap_or_default();
         let ratio = self.limit.map(|limit| format!("{:.2}", summary.wall / limit.wall));
         let positive =
             |value: f64, digits: usize| if value > 0.0 { format!("{value:.digits$}") } else { String::new() };
         format!(
-            "| {} | {} | {} | {name} | {:.3} | {} | {} | {} | {} | {:.2} | {} | {} |",
+            "| {} | {} | {} | {name} | {:.3} | {} | {} | {} | {} | {} | {:.2} | {} | {} |",
             self.name,
             self.cores.name(),
             self.rtt_ms,
             summary.wall,
             optional(ratio),
             optional(bar.map(|bar| format!("{bar:.2}"))),
+            optional(throughput.map(|throughput| format!("{throughput:.2}"))),
             positive(summary.rows as f64 / summary.wall / 1e6, 2),
             positive(summary.ndjson_bytes as f64 / summary.wall / MB, 0),
             summary.cpu,
@@ -276,19 +324,20 @@ impl Case {
     }
 
     fn to_value(&self) -> Value {
-        let of = |summary: &Summary, name: &str, bar: Option<f64>| {
+        let of = |summary: &Summary, name: &str, bar: Option<f64>, throughput: Option<f64>| {
             json!({
                 "by": name, "wall_s": summary.wall, "wall_s_min": summary.fastest, "wall_s_max": summary.slowest,
-                "ratio": self.limit.map(|limit| summary.wall / limit.wall), "bar": bar, "cpu_s": summary.cpu,
+                "ratio": self.limit.map(|limit| summary.wall / limit.wall), "bar": bar, "throughput_ratio": throughput, "cpu_s": summary.cpu,
                 "peak_mb": (summary.peak_mb > 0.0).then_some(summary.peak_mb), "rows": summary.rows,
                 "rows_per_s": summary.rows as f64 / summary.wall,
                 "ndjson_mb_per_s": (summary.ndjson_bytes > 0).then_some(summary.ndjson_bytes as f64 / summary.wall / MB),
                 "dollars_per_million_rows": self.dollars(summary),
             })
         };
-        let limit = self.limit.iter().map(|limit| of(limit, "limit", None));
-        let entries =
-            self.entries.iter().filter_map(|entry| Some(of(&entry.summary?, &entry.name, entry.bar)));
+        let limit = self.limit.iter().map(|limit| of(limit, "limit", None, None));
+        let entries = self.entries.iter().filter_map(|Entry { name, summary, bar, throughput, .. }| {
+            Some(of(summary.as_ref()?, name, *bar, *throughput))
+        });
         json!({
             "what": self.name, "cores": self.cores.name(), "rtt_ms": self.rtt_ms,
             "by": limit.chain(entries).collect::<Vec<_>>(),

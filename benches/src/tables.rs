@@ -16,14 +16,17 @@ pub(crate) struct Table {
 
 pub(crate) const USERS: Table = Table { name: "users", rows: 2_000_000 };
 pub(crate) const WIDE: Table = Table { name: "wide", rows: 500_000 };
+/// Rows of nearly as many bytes as they may have.
+pub(crate) const LARGE: Table = Table { name: "large", rows: 40 };
 /// Of `part_01` to `part_16`.
 pub(crate) const PART_COUNT: u64 = 16;
 pub(crate) const PART_ROWS: u64 = 100_000;
 
-/// Makes and fills the tables: `users` as the Python example has it, 20 columns of everyday types, and sixteen of them.
+/// Makes and fills the tables: `users` as the Python example has it, 20 columns of everyday types, sixteen of them, and large
+/// rows.
 pub(crate) async fn create(database: &Database) {
     let admin = database.admin().await;
-    let (users, wide) = (USERS.rows, WIDE.rows);
+    let (users, wide, large) = (USERS.rows, WIDE.rows, LARGE.rows);
     for statement in [
         "create table users (id text primary key, name text not null, modified_at timestamptz not null)".to_owned(),
         format!(
@@ -47,6 +50,12 @@ pub(crate) async fn create(database: &Database) {
              from generate_series(1, {wide}) i"
         ),
         "create index on wide (modified_at)".to_owned(),
+        "create table large (id bigint primary key, modified_at timestamptz not null, body text not null)".to_owned(),
+        "alter table large alter body set storage external".to_owned(),
+        format!(
+            "insert into large select i, now(), md5(i::text) || body from generate_series(1, {large}) i,
+             (select string_agg(md5(i::text), '') body from generate_series(1, 250000) i) b"
+        ),
     ] {
         execute(&admin, &statement).await;
     }

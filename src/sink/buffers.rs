@@ -8,13 +8,13 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// S3 takes 10,000 parts an object, and parts of 5 MiB at least.
-pub(crate) const PART_BYTES: usize = 8 << 20;
+pub(crate) const PART_BYTES: usize = 5 << 20;
 
 /// What a compressor may give before it is looked again whether the part is full: all pieces that are under way.
 const SLACK_BYTES: usize = 1 << 20;
 
 /// Of rows that wait or are compressed. A row that is larger waits alone.
-const ROWS_BYTES: usize = 512 << 10;
+pub(super) const ROWS_BYTES: usize = 512 << 10;
 
 /// One that fills and two under way. Two objects can be open at once, so there must be three.
 const COUNT: usize = 3;

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::batch::{Batch, Sealed};
-use super::buffers::Buffers;
+use super::buffers::{Buffers, ROWS_BYTES};
 use super::storage::Storage;
 use crate::config::Compression;
 use crate::error::{Error, Kind};
@@ -84,9 +84,15 @@ impl TableWriter {
     /// # Errors
     /// `StorageDenied`, `StorageUnavailable`, as all functions here.
     pub(crate) async fn write(&mut self, rows: Vec<u8>, row_count: u64) -> Result<(), Error> {
-        let room = self.buffers.room_for_rows(rows.len()).await;
+        let byte_count = rows.len();
+        let room = self.buffers.room_for_rows(byte_count).await;
         match self.rows.send((Bytes::from_owner(Rows { json: rows, _room: room }), row_count)) {
-            Ok(()) => Ok(()),
+            Ok(()) if byte_count < ROWS_BYTES => Ok(()),
+            // Nothing has a place beside it, not even what would be read meanwhile.
+            Ok(()) => {
+                drop(self.buffers.room_for_rows(byte_count).await);
+                Ok(())
+            }
             // The task has ended, with an error.
             Err(_) => outcome(&mut self.task).await.map(drop),
         }

@@ -13,6 +13,9 @@ use super::session::Session;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 
+/// A larger row has the memory for itself: the next one is not read before it is asked for.
+pub(super) const LARGE_ROW_BYTES: usize = 512 << 10;
+
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
 /// A COPY under way. Dropped before its end it leaves the connection draining: give it up then.
@@ -21,6 +24,7 @@ pub(crate) struct Copy<'a> {
     /// It may be asked again after its end.
     stream: Pin<Box<Fuse<CopyOutStream>>>,
     is_header_read: bool,
+    is_last_large: bool,
     limit: Duration,
 }
 
@@ -44,7 +48,8 @@ impl<'a> Copy<'a> {
         let sql = format!("copy ({query}) to stdout (format binary)");
         let stream = timeout(limit, session.client()?.copy_out(sql.as_str())).await;
         let stream = stream.map_err(|_| stalled(limit))?.map_err(|error| session.error(&error))?;
-        Ok(Self { session, stream: Box::pin(stream.fuse()), is_header_read: false, limit })
+        let stream = Box::pin(stream.fuse());
+        Ok(Self { session, stream, is_header_read: false, is_last_large: false, limit })
     }
 
     /// Ends it before its end, and with it the connection: the rest would still be sent, and the lock held for as long.
@@ -55,12 +60,14 @@ impl<'a> Copy<'a> {
     }
 
     /// The next row: int16 field count, then for each field int32 length (-1: null) and bytes. The server sends one
-    /// CopyData message for each row (protocol, COPY operations), the first with the format's header before it.
+    /// CopyData message for each row (protocol, COPY operations), the first with the format's header before it. The row before
+    /// must have been dropped.
     ///
     /// # Errors
     /// As [`Session::error`]; `RowTooLarge` for a row beyond the bound, which also ends the connection.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
+            self.has_dropped_last();
             let message = timeout(self.limit, self.stream.next()).await.map_err(|_| stalled(self.limit))?;
             let Some(message) = message else { return Ok(None) };
             if let Some(row) = self.row(message)? {
@@ -71,13 +78,21 @@ impl<'a> Copy<'a> {
 
     /// The next row, if it has been received already: without a clock and without a waker.
     pub(crate) fn next_at_hand(&mut self) -> Option<Result<Bytes, Error>> {
+        self.has_dropped_last();
         let message = self.stream.next().now_or_never()??;
         self.row(message).transpose()
+    }
+
+    fn has_dropped_last(&mut self) {
+        if std::mem::take(&mut self.is_last_large) {
+            self.session.admit_large_row();
+        }
     }
 
     /// A message's row; none in the trailer.
     fn row(&mut self, message: Result<Bytes, tokio_postgres::Error>) -> Result<Option<Bytes>, Error> {
         let mut message = message.map_err(|error| self.session.error(&error))?;
+        self.is_last_large = message.len() > LARGE_ROW_BYTES;
         if !self.is_header_read {
             skip_header(&mut message)?;
             self.is_header_read = true;

@@ -1,15 +1,18 @@
-//! A watch over what the server sends, beneath the protocol library, which has neither of these two limits: a frame's
-//! size, before it is buffered, and the requests for a password that would hand it to a false server.
+//! A watch over what the server sends, beneath the protocol library, which has none of these limits: a frame's size, before it is
+//! buffered; how many large rows are buffered; and the requests for a password that would hand it to a false server.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 use super::Stream;
+use super::copy::LARGE_ROW_BYTES;
 use super::tls::Secured;
 
 /// A stream whose incoming frames are bounded.
@@ -19,6 +22,29 @@ pub(super) struct Guard {
     binding: Mutex<Option<ChannelBinding>>,
     frames: Frames,
     refused: Option<Refused>,
+    place: Arc<Place>,
+    /// A large row has begun, and may not be there yet.
+    wants_place: bool,
+}
+
+/// The memory's one place for a large row. The library would buffer four, and the next half.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    is_taken: AtomicBool,
+    waiting: AtomicWaker,
+}
+
+impl Place {
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waiting.register(cx.waker());
+        if self.is_taken.swap(true, Ordering::AcqRel) { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// The row that had it is gone.
+    pub(super) fn free(&self) {
+        self.is_taken.store(false, Ordering::Release);
+        self.waiting.wake();
+    }
 }
 
 /// The framing of PostgreSQL's messages: one type byte, then a length that counts itself, then the body.
@@ -29,6 +55,7 @@ struct Frames {
     /// Up to nine bytes: type, length, and the first word of the body, where an `R` says what it asks for.
     head: Vec<u8>,
     body_left: usize,
+    is_large_row: bool,
 }
 
 /// What the guard stopped.
@@ -68,14 +95,34 @@ impl Refused {
 
 impl Guard {
     /// `max_frame_bytes` counts a frame's length word, not its type byte.
-    pub(super) fn new(secured: Secured, max_frame_bytes: usize, allows_plain_passwords: bool) -> Self {
-        let frames =
-            Frames { max_frame_bytes, allows_plain_passwords, head: Vec::with_capacity(9), body_left: 0 };
-        Self { inner: secured.stream, binding: Mutex::new(Some(secured.binding)), frames, refused: None }
+    pub(super) fn new(
+        secured: Secured,
+        max_frame_bytes: usize,
+        allows_plain_passwords: bool,
+        place: Arc<Place>,
+    ) -> Self {
+        Self {
+            inner: secured.stream,
+            binding: Mutex::new(Some(secured.binding)),
+            frames: Frames::new(max_frame_bytes, allows_plain_passwords),
+            refused: None,
+            place,
+            wants_place: false,
+        }
     }
 }
 
 impl Frames {
+    fn new(max_frame_bytes: usize, allows_plain_passwords: bool) -> Self {
+        let head = Vec::with_capacity(9);
+        Self { max_frame_bytes, allows_plain_passwords, head, body_left: 0, is_large_row: false }
+    }
+
+    /// Whether a large row has begun, and not ended, since this was asked last.
+    fn has_begun_large_row(&mut self) -> bool {
+        std::mem::take(&mut self.is_large_row) && self.body_left > 0
+    }
+
     /// Follows the frames in `bytes`. What is refused begins after so many bytes: 0 where it began in an earlier read.
     fn watch(&mut self, read: &[u8]) -> Result<(), (usize, Refused)> {
         let mut bytes = read;
@@ -115,6 +162,7 @@ impl Frames {
             return Err(Refused::TooLarge(length));
         }
         self.body_left = (length + 1).saturating_sub(self.head.len());
+        self.is_large_row = self.head[0] == b'd' && length > LARGE_ROW_BYTES + 4;
         self.head.clear();
         Ok(())
     }
@@ -129,10 +177,17 @@ impl AsyncRead for Guard {
         if let Some(refused) = self.refused {
             return Poll::Ready(Err(io::Error::other(refused)));
         }
+        if self.wants_place {
+            ready!(self.place.poll_take(cx));
+            self.wants_place = false;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         match self.frames.watch(&buf.filled()[before..]) {
-            Ok(()) => Poll::Ready(Ok(())),
+            Ok(()) => {
+                self.wants_place = self.frames.has_begun_large_row();
+                Poll::Ready(Ok(()))
+            }
             Err((0, refused)) => Poll::Ready(Err(io::Error::other(refused))),
             // The frames before it are good: they are handed on, and the next read fails.
             Err((good_bytes, refused)) => {
@@ -167,15 +222,62 @@ impl TlsStream for Guard {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn frames(allows_plain_passwords: bool) -> Frames {
-        Frames { max_frame_bytes: 100, allows_plain_passwords, head: Vec::new(), body_left: 0 }
+        Frames::new(100, allows_plain_passwords)
     }
 
     fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(body.len() + 4).expect("short");
         [&[kind][..], &length.to_be_bytes(), body].concat()
+    }
+
+    #[test]
+    fn a_large_row_is_seen_once_while_it_comes() {
+        let large = frame(b'd', &vec![7; LARGE_ROW_BYTES + 1]);
+        let mut frames = Frames::new(usize::MAX, false);
+        let mut seen = |bytes: &[u8]| {
+            frames.watch(bytes).expect("nothing is refused");
+            frames.has_begun_large_row()
+        };
+        assert!(!seen(&frame(b'd', &vec![7; LARGE_ROW_BYTES])), "it is not large");
+        assert!(!seen(&large), "it is there already");
+        assert!(!seen(&large[..4]), "who knows");
+        assert!(seen(&large[4..100]));
+        assert!(!seen(&large[100..200]), "it is known");
+        assert!(seen(&[&large[200..], &large[..100]].concat()), "another");
+        assert!(
+            !seen(&[&large[100..], &frame(b'T', &vec![7; LARGE_ROW_BYTES + 1])[..100]].concat()),
+            "no row"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_large_row_has_to_wait_until_the_last_one_is_gone() {
+        let place = Arc::new(Place::default());
+        let (mut server, stream) = tokio::io::duplex(64 << 20);
+        let secured =
+            Secured { stream: Box::new(stream), binding: ChannelBinding::none(), is_encrypted: false };
+        let mut guard = Guard::new(secured, usize::MAX, false, Arc::clone(&place));
+        let large = frame(b'd', &vec![7; LARGE_ROW_BYTES + 1]);
+        let small = frame(b'd', &[7; 10]);
+        server.write_all(&[&small[..], &large, &small, &large].concat()).await.expect("there is room");
+        // In pieces, as the library reads: the first two rows and the head of the third pass.
+        let mut buffer = vec![0; 64 << 10];
+        let mut read = 0;
+        while let Some(length) = guard.read(&mut buffer).now_or_never() {
+            read += length.expect("it reads");
+        }
+        let passed = 2 * small.len() + large.len();
+        assert!((passed..passed + buffer.len()).contains(&read), "{read}");
+        place.free();
+        let all = 2 * (small.len() + large.len());
+        let rest = guard.read_exact(&mut vec![0; all - read]).now_or_never();
+        assert!(rest.is_some_and(|outcome| outcome.is_ok()), "the rest passes");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::access::{Credentials, Database, SslMode};
-use super::guard::{Guard, Refused};
+use super::guard::{Guard, Place, Refused};
 use super::ssh::{End, Tunnel};
 use super::{Stream, tcp, tls};
 use crate::cursor::{DatabaseId, Lsn};
@@ -59,6 +59,7 @@ struct Connection {
     driver: Driver,
     /// What stopped the driver, before the client hears only that the connection is closed.
     refused: Arc<OnceLock<Refused>>,
+    large_row: Arc<Place>,
     end: End,
 }
 
@@ -159,6 +160,13 @@ impl Session {
     /// Remembers how far the log had gone when a snapshot was taken.
     pub(crate) fn has_shown(&mut self, lsn: Option<Lsn>) {
         self.shown = self.shown.max(lsn);
+    }
+
+    /// The next large row may be read: the last is gone.
+    pub(super) fn admit_large_row(&self) {
+        if let Some(connection) = &self.connection {
+            connection.large_row.free();
+        }
     }
 
     /// Gives the connection up at once: in the middle of a COPY it would drain all that the server still sends, and hold
@@ -403,7 +411,9 @@ async fn login(
     let secured = tls::secure(stream, database).await?;
     tracing::debug!(is_encrypted = secured.is_encrypted, "database channel secured");
     let allows_plain_passwords = database.sslmode == SslMode::VerifyFull;
-    let guard = Guard::new(secured, bounds.max_row_bytes + FRAME_ALLOWANCE_BYTES, allows_plain_passwords);
+    let max_frame_bytes = bounds.max_row_bytes + FRAME_ALLOWANCE_BYTES;
+    let large_row = Arc::new(Place::default());
+    let guard = Guard::new(secured, max_frame_bytes, allows_plain_passwords, Arc::clone(&large_row));
     let mut config = tokio_postgres::Config::new();
     config
         .user(&database.user)
@@ -417,7 +427,8 @@ async fn login(
         config.connect_raw(guard, Negotiated).await.map_err(|error| login_error(&error))?;
     let refused = Arc::new(OnceLock::new());
     let driver = Driver(tokio::spawn(drive(connection, Arc::clone(&refused))));
-    Ok(Connection { client, driver, refused, end: tunnel.map(Tunnel::end).unwrap_or_default() })
+    let end = tunnel.map(Tunnel::end).unwrap_or_default();
+    Ok(Connection { client, driver, refused, large_row, end })
 }
 
 /// Drives the connection. What stopped it is kept before the connection is dropped, and with that the client's requests.

@@ -224,7 +224,7 @@ async fn rewind(name: &str, before: usize) {
 
 #[tokio::test]
 async fn a_document_is_taken_back_to_after_the_table_before() {
-    // More than a part of 8 MiB.
+    // More than a part of 5 MiB.
     rewind("fivetran_rewind", 20_000).await;
 }
 

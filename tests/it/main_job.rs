@@ -371,6 +371,26 @@ async fn a_table_swapped_by_rename_is_read_whole() {
 }
 
 #[tokio::test]
+async fn large_rows_are_in_memory_one_after_the_other() {
+    let case = Case::new("large_rows").await;
+    case.run("create table large (id int primary key, modified_at timestamptz not null default now(), body text not null)").await;
+    case.run("alter table large alter body set storage external").await;
+    // Each third is small; the others have 8 MB, as the default bound just allows.
+    case.run("insert into large select i, now(), repeat(md5(i::text), case when i % 3 = 0 then 1 else 250000 end) from generate_series(1, 7) i").await;
+    let function = case.function(&[("TABLES", "public.large"), ("COMPRESSION", "gzip")]).await;
+    let answer = sync(&function).await;
+    assert_eq!((&answer["failed"], &answer["has_more"]), (&json!(0), &json!(false)), "{answer}");
+    let rows = case.rows("public.large");
+    let lengths: Vec<usize> = rows.iter().map(|row| row["body"].as_str().unwrap().len()).collect();
+    let expected: Vec<usize> = (1..=7).map(|i| if i % 3 == 0 { 32 } else { 8_000_000 }).collect();
+    assert_eq!(lengths, expected);
+    // With two or three of each, frames and JSON, it was 150 MB.
+    let peak = function.peak_memory_bytes();
+    eprintln!("DBG peak {peak}");assert!(peak < 64_000_000, "{peak} bytes");
+    case.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn the_configuration_document_excludes_columns_and_tables_and_sets_a_start() {
     let case = Case::with_users("document", 0).await;
     case.run("alter table sample_users add card_no text; create table audit_log (id int primary key, modified_at timestamptz)").await;
@@ -401,6 +421,7 @@ async fn the_time_limit_ends_the_page_and_the_next_run_goes_on() {
     loop {
         let answer = invoke(&function, &json!({"limits": {"max_seconds": 7}})).await.answer();
         rows += table(&answer, "public.slow")["rows"].as_u64().unwrap();
+        eprintln!("DBG rows {rows}");
         runs += 1;
         if answer["has_more"] == false {
             break;
