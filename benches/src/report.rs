@@ -166,22 +166,11 @@ impl Report {
         );
         println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
         for case in &self.cases {
-            if let Some(limit) = &case.limit {
-                println!("{}", case.line("psql, ssh -L", limit, None, None, false));
+            if let Some(limit) = case.limit {
+                println!("{}", case.line(&Entry::new("psql, ssh -L", false, Some(limit))));
             }
             for entry in &case.entries {
-                match &entry.summary {
-                    Some(summary) => {
-                        let Entry { name, bar, throughput, is_ours, .. } = entry;
-                        println!("{}", case.line(name, summary, *bar, *throughput, *is_ours))
-                    }
-                    None => {
-                        println!(
-                            "| {} | | | {} | not installed here | | | | | | | | |",
-                            case.name, entry.name
-                        )
-                    }
-                }
+                println!("{}", case.line(entry));
                 if let Some(problem) = &entry.problem {
                     self.failed.push(format!(
                         "{}, {} cores, {} ms, {}: {problem}",
@@ -201,6 +190,12 @@ impl Report {
     }
 }
 
+impl Entry {
+    fn new(name: &str, is_ours: bool, summary: Option<Summary>) -> Self {
+        Self { name: name.to_owned(), is_ours, summary, bar: None, throughput: None, problem: None }
+    }
+}
+
 impl Case {
     /// The function, with a bar against the limit or without.
     pub(crate) fn ours(&mut self, name: &str, samples: &[Sample], bar: Option<f64>) {
@@ -216,14 +211,8 @@ impl Case {
             problems.push(format!("{:.1} MB resident, at most {MOST_MB}", summary.peak_mb));
         }
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        self.entries.push(Entry {
-            name: format!("bastion-sync, {name}"),
-            is_ours: true,
-            summary: Some(summary),
-            bar,
-            throughput: None,
-            problem,
-        });
+        let entry = Entry::new(&format!("bastion-sync, {name}"), true, Some(summary));
+        self.entries.push(Entry { bar, problem, ..entry });
     }
 
     /// Of the limit and of the last entry, in a case that moves next to nothing.
@@ -265,14 +254,7 @@ impl Case {
                 ours.problem = Some(format!("not ahead of {name}"));
             }
         }
-        self.entries.push(Entry {
-            name: name.to_owned(),
-            is_ours: false,
-            summary,
-            bar: None,
-            throughput: None,
-            problem: None,
-        });
+        self.entries.push(Entry::new(name, false, summary));
     }
 
     /// The first entry must have so many times the rows a second of that one.
@@ -287,16 +269,13 @@ impl Case {
         }
     }
 
-    fn line(
-        &self,
-        name: &str,
-        summary: &Summary,
-        bar: Option<f64>,
-        throughput: Option<f64>,
-        is_ours: bool,
-    ) -> String {
+    fn line(&self, entry: &Entry) -> String {
+        let Entry { name, is_ours, bar, throughput, .. } = entry;
+        let Some(summary) = &entry.summary else {
+            return format!("| {} | | | {name} | not installed here | | | | | | | | |", self.name);
+        };
         let optional = |value: Option<String>| value.unwrap_or_default();
-        let ratio = self.limit.map(|limit| format!("{:.2}", summary.wall / limit.wall));
+        let ratio = |value: f64| format!("{value:.2}");
         let positive =
             |value: f64, digits: usize| if value > 0.0 { format!("{value:.digits$}") } else { String::new() };
         format!(
@@ -305,14 +284,14 @@ impl Case {
             self.cores.name(),
             self.rtt_ms,
             summary.wall,
-            optional(ratio),
-            optional(bar.map(|bar| format!("{bar:.2}"))),
-            optional(throughput.map(|throughput| format!("{throughput:.2}"))),
+            optional(self.limit.map(|limit| ratio(summary.wall / limit.wall))),
+            optional(bar.map(ratio)),
+            optional(throughput.map(ratio)),
             positive(summary.rows as f64 / summary.wall / 1e6, 2),
             positive(summary.ndjson_bytes as f64 / summary.wall / MB, 0),
             summary.cpu,
             positive(summary.peak_mb, 1),
-            optional(self.dollars(summary).filter(|_| is_ours).map(|dollars| format!("{dollars:.6}"))),
+            optional(self.dollars(summary).filter(|_| *is_ours).map(|dollars| format!("{dollars:.6}"))),
         )
     }
 
@@ -324,24 +303,21 @@ impl Case {
     }
 
     fn to_value(&self) -> Value {
-        let of = |summary: &Summary, name: &str, bar: Option<f64>, throughput: Option<f64>| {
-            json!({
-                "by": name, "wall_s": summary.wall, "wall_s_min": summary.fastest, "wall_s_max": summary.slowest,
-                "ratio": self.limit.map(|limit| summary.wall / limit.wall), "bar": bar, "throughput_ratio": throughput, "cpu_s": summary.cpu,
+        let of = |entry: &Entry| {
+            let summary = entry.summary?;
+            Some(json!({
+                "by": entry.name, "wall_s": summary.wall, "wall_s_min": summary.fastest, "wall_s_max": summary.slowest,
+                "ratio": self.limit.map(|limit| summary.wall / limit.wall), "bar": entry.bar,
+                "throughput_ratio": entry.throughput, "cpu_s": summary.cpu,
                 "peak_mb": (summary.peak_mb > 0.0).then_some(summary.peak_mb), "rows": summary.rows,
                 "rows_per_s": summary.rows as f64 / summary.wall,
                 "ndjson_mb_per_s": (summary.ndjson_bytes > 0).then_some(summary.ndjson_bytes as f64 / summary.wall / MB),
-                "dollars_per_million_rows": self.dollars(summary),
-            })
+                "dollars_per_million_rows": self.dollars(&summary),
+            }))
         };
-        let limit = self.limit.iter().map(|limit| of(limit, "limit", None, None));
-        let entries = self.entries.iter().filter_map(|Entry { name, summary, bar, throughput, .. }| {
-            Some(of(summary.as_ref()?, name, *bar, *throughput))
-        });
-        json!({
-            "what": self.name, "cores": self.cores.name(), "rtt_ms": self.rtt_ms,
-            "by": limit.chain(entries).collect::<Vec<_>>(),
-        })
+        let limit = [Entry::new("limit", false, self.limit)];
+        let by: Vec<Value> = limit.iter().chain(&self.entries).filter_map(of).collect();
+        json!({"what": self.name, "cores": self.cores.name(), "rtt_ms": self.rtt_ms, "by": by})
     }
 }
 
