@@ -47,7 +47,7 @@ struct Entry {
     /// How fast its rows come, as a multiple of the limit's, both without their opening.
     throughput: Option<f64>,
     /// What must hold and does not.
-    problem: Option<String>,
+    problems: Vec<String>,
 }
 
 /// What a run takes that moves next to nothing, s.
@@ -171,7 +171,7 @@ impl Report {
             }
             for entry in &case.entries {
                 println!("{}", case.line(entry));
-                if let Some(problem) = &entry.problem {
+                for problem in &entry.problems {
                     self.failed.push(format!(
                         "{}, {} cores, {} ms, {}: {problem}",
                         case.name,
@@ -192,7 +192,7 @@ impl Report {
 
 impl Entry {
     fn new(name: &str, is_ours: bool, summary: Option<Summary>) -> Self {
-        Self { name: name.to_owned(), is_ours, summary, bar: None, throughput: None, problem: None }
+        Self { name: name.to_owned(), is_ours, summary, bar: None, throughput: None, problems: Vec::new() }
     }
 }
 
@@ -210,9 +210,8 @@ impl Case {
         if summary.peak_mb > MOST_MB {
             problems.push(format!("{:.1} MB resident, at most {MOST_MB}", summary.peak_mb));
         }
-        let problem = (!problems.is_empty()).then(|| problems.join("; "));
         let entry = Entry::new(&format!("bastion-sync, {name}"), true, Some(summary));
-        self.entries.push(Entry { bar, problem, ..entry });
+        self.entries.push(Entry { bar, problems, ..entry });
     }
 
     /// Of the limit and of the last entry, in a case that moves next to nothing.
@@ -229,7 +228,7 @@ impl Case {
         let throughput = (limit.wall - opening.limit) / (ours.wall - opening.ours);
         entry.throughput = Some(throughput);
         if let Some(least) = least.filter(|least| throughput < *least) {
-            entry.problem = Some(format!("{throughput:.2} times the limit's throughput, at least {least}"));
+            entry.problems.push(format!("{throughput:.2} times the limit's throughput, at least {least}"));
         }
     }
 
@@ -238,7 +237,7 @@ impl Case {
         let entry = self.entries.last_mut().expect("there is one");
         let wall = entry.summary.map_or(0.0, |summary| summary.wall);
         if wall > most.as_secs_f64() {
-            entry.problem = Some(format!("{:.1} ms, at most {}", wall * 1e3, most.as_millis()));
+            entry.problems.push(format!("{:.1} ms, at most {}", wall * 1e3, most.as_millis()));
         }
     }
 
@@ -251,7 +250,7 @@ impl Case {
                 self.entries.iter_mut().find(|entry| entry.name.ends_with(behind)).expect("it was measured");
             let of_ours = ours.summary.expect("it was measured");
             if of_ours.wall > other.wall || of_ours.cpu > other.cpu {
-                ours.problem = Some(format!("not ahead of {name}"));
+                ours.problems.push(format!("not ahead of {name}"));
             }
         }
         self.entries.push(Entry::new(name, false, summary));
@@ -264,8 +263,8 @@ impl Case {
         if let (Some(summary), Some(other)) = (ours.summary, other)
             && summary.wall * times > other.wall
         {
-            ours.problem =
-                Some(format!("{:.1} times as fast as {of}, at least {times}", other.wall / summary.wall));
+            ours.problems
+                .push(format!("{:.1} times as fast as {of}, at least {times}", other.wall / summary.wall));
         }
     }
 

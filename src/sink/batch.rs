@@ -98,6 +98,11 @@ impl Batch {
         Ok(())
     }
 
+    /// Of what was written, before compression.
+    pub(crate) fn byte_count(&self) -> u64 {
+        self.byte_count
+    }
+
     /// Compressed bytes so far; what the compressor still holds is not counted.
     pub(crate) fn object_bytes(&mut self) -> u64 {
         self.object.byte_count + self.encoder.output().len() as u64

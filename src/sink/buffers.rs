@@ -7,8 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// S3 takes 10,000 parts an object, and parts of 5 MiB at least.
+/// S3's least (multipart upload limits).
 pub(crate) const PART_BYTES: usize = 5 << 20;
+
+/// Of one object (the same).
+pub(super) const MAX_PARTS: u64 = 10_000;
 
 /// What a compressor may give before it is looked again whether the part is full: all pieces that are under way.
 const SLACK_BYTES: usize = 1 << 20;

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::batch::{self, Batch};
+use super::buffers::{MAX_PARTS, PART_BYTES};
 use super::storage::{self, Completion, Storage};
 use crate::config::Compression;
 use crate::cursor::State;
@@ -34,6 +35,9 @@ const LEAST_ROW_BYTES: usize = 1_000_000;
 
 /// Keys of deleted rows stand at the end of a document, and are kept until then.
 const MAX_DELETE_BYTES: usize = 1 << 20;
+
+/// Of a document, which is one object: room is left for its last rows and its end.
+const MAX_DOCUMENT_BYTES: u64 = (MAX_PARTS - 1000) * PART_BYTES as u64;
 
 /// An open answer. It is finished or aborted, never just dropped.
 pub(crate) struct Answer {
@@ -221,8 +225,11 @@ impl Answer {
             Inserts::Inline { lists, room } => {
                 room.saturating_sub(lists.byte_count + self.deletes.byte_count)
             }
-            Inserts::Document(_) if self.deletes.byte_count >= MAX_DELETE_BYTES => 0,
-            Inserts::Document(_) => usize::MAX,
+            Inserts::Document(document) => {
+                let byte_count = document.batch.as_ref().map_or(0, Batch::byte_count);
+                let is_full = byte_count >= MAX_DOCUMENT_BYTES || self.deletes.byte_count >= MAX_DELETE_BYTES;
+                if is_full { 0 } else { usize::MAX }
+            }
         }
     }
 

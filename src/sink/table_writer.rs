@@ -86,16 +86,16 @@ impl TableWriter {
     pub(crate) async fn write(&mut self, rows: Vec<u8>, row_count: u64) -> Result<(), Error> {
         let byte_count = rows.len();
         let room = self.buffers.room_for_rows(byte_count).await;
-        match self.rows.send((Bytes::from_owner(Rows { json: rows, _room: room }), row_count)) {
-            Ok(()) if byte_count < ROWS_BYTES => Ok(()),
-            // Nothing has a place beside it, not even what would be read meanwhile.
-            Ok(()) => {
-                drop(self.buffers.room_for_rows(byte_count).await);
-                Ok(())
-            }
+        let rows = Bytes::from_owner(Rows { json: rows, _room: room });
+        if self.rows.send((rows, row_count)).is_err() {
             // The task has ended, with an error.
-            Err(_) => outcome(&mut self.task).await.map(drop),
+            return outcome(&mut self.task).await.map(drop);
         }
+        if byte_count >= ROWS_BYTES {
+            // A large row is compressed before the next is read.
+            drop(self.buffers.room_for_rows(byte_count).await);
+        }
+        Ok(())
     }
 
     /// Ends the last batch; all are durable then, and invisible.

@@ -13,12 +13,12 @@ use super::session::Session;
 use crate::deadline::Deadline;
 use crate::error::{Error, Kind};
 
-/// A larger row has the memory for itself: the next one is not read before it is asked for.
+/// Of larger rows the next is not read before the last is gone.
 pub(super) const LARGE_ROW_BYTES: usize = 512 << 10;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
-/// A COPY under way. Dropped before its end it leaves the connection draining: give it up then.
+/// A COPY under way. Dropped before its end it leaves the connection draining, or waiting: give it up then.
 pub(crate) struct Copy<'a> {
     session: &'a mut Session,
     /// It may be asked again after its end.

@@ -15,7 +15,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::access::{Credentials, Database, SslMode};
-use super::guard::{Guard, Place, Refused};
+use super::guard::{Guard, LargeRowPlace, Refused};
 use super::ssh::{End, Tunnel};
 use super::{Stream, tcp, tls};
 use crate::cursor::{DatabaseId, Lsn};
@@ -59,7 +59,7 @@ struct Connection {
     driver: Driver,
     /// What stopped the driver, before the client hears only that the connection is closed.
     refused: Arc<OnceLock<Refused>>,
-    large_row: Arc<Place>,
+    large_row: Arc<LargeRowPlace>,
     end: End,
 }
 
@@ -412,7 +412,7 @@ async fn login(
     tracing::debug!(is_encrypted = secured.is_encrypted, "database channel secured");
     let allows_plain_passwords = database.sslmode == SslMode::VerifyFull;
     let max_frame_bytes = bounds.max_row_bytes + FRAME_ALLOWANCE_BYTES;
-    let large_row = Arc::new(Place::default());
+    let large_row = Arc::new(LargeRowPlace::default());
     let guard = Guard::new(secured, max_frame_bytes, allows_plain_passwords, Arc::clone(&large_row));
     let mut config = tokio_postgres::Config::new();
     config
