@@ -38,8 +38,8 @@ const WINDOW_BYTES: RangeInclusive<u64> = (4 << 20)..=(24 << 20);
 /// What a round trip is taken to be at least until a tunnel has shown it: a proxy may answer TCP in the bastion's place.
 const UNKNOWN: Duration = Duration::from_millis(8);
 
-/// Of data, in one packet. In each turn sshd reads 256 KiB from the database and sends one packet: the smaller it is, the more
-/// piles up. No server is known to refuse it; Go's must not make one beyond 256 KiB with all that is around the data.
+/// Of data, in one packet. In a turn sshd reads 32 KiB from the database and sends one packet: what has piled up becomes less only
+/// where those are larger. Servers send as much or less; Go's could not send 256 KiB.
 const PACKET_BYTES: u32 = 128 << 10;
 
 /// Packets that wait for whoever reads the channel.
