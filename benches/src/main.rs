@@ -291,10 +291,9 @@ impl Bench {
         let case = self.report.case(&format!("backfill {name}"), cores, rtt_ms, &limits);
         for (compression, samples) in COMPRESSIONS.into_iter().zip(ours) {
             let bar = match (cores, rtt_ms, compression, table) {
-                (_, _, _, LARGE) => None,
-                (Cores::All, 0, "none", _) => Some(1.2),
+                (Cores::All, 0, "none", USERS | WIDE) => Some(1.2),
                 (Cores::All, 0, "gzip", USERS) => Some(2.0),
-                (Cores::All, 0, "gzip", _) => Some(1.4),
+                (Cores::All, 0, "gzip", WIDE) => Some(1.4),
                 _ => None,
             };
             case.ours(compression, &samples, bar);

@@ -217,8 +217,8 @@ impl Case {
     /// Of the limit and of the last entry, in a case that moves next to nothing.
     pub(crate) fn opening(&self) -> Opening {
         let ours = self.entries.last().and_then(|entry| entry.summary);
-        let wall = |summary: Option<Summary>| summary.map_or(0.0, |summary| summary.wall);
-        Opening { limit: wall(self.limit), ours: wall(ours) }
+        let (limit, ours) = self.limit.zip(ours).expect("both were measured");
+        Opening { limit: limit.wall, ours: ours.wall }
     }
 
     /// The last entry's throughput, which must be so many times the limit's at least.

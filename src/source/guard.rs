@@ -23,8 +23,6 @@ pub(super) struct Guard {
     frames: Frames,
     refused: Option<Refused>,
     place: Arc<LargeRowPlace>,
-    /// A large row has begun, and must wait for the place.
-    wants_place: bool,
 }
 
 /// The memory's one place for a large row: the library would buffer four, and half of the next. One that is there with its first read, as
@@ -56,7 +54,8 @@ struct Frames {
     /// Up to nine bytes: type, length, and the first word of the body, where an `R` says what it asks for.
     head: Vec<u8>,
     body_left: usize,
-    is_large_row: bool,
+    /// Of a large row, which has no place yet.
+    is_body_large: bool,
 }
 
 /// What the guard stopped.
@@ -108,7 +107,6 @@ impl Guard {
             frames: Frames::new(max_frame_bytes, allows_plain_passwords),
             refused: None,
             place,
-            wants_place: false,
         }
     }
 }
@@ -116,12 +114,12 @@ impl Guard {
 impl Frames {
     fn new(max_frame_bytes: usize, allows_plain_passwords: bool) -> Self {
         let head = Vec::with_capacity(9);
-        Self { max_frame_bytes, allows_plain_passwords, head, body_left: 0, is_large_row: false }
+        Self { max_frame_bytes, allows_plain_passwords, head, body_left: 0, is_body_large: false }
     }
 
-    /// Whether a large row has begun, and not ended, since this was asked last.
-    fn has_begun_large_row(&mut self) -> bool {
-        std::mem::take(&mut self.is_large_row) && self.body_left > 0
+    /// Whether a large row has begun, and not ended, that has no place.
+    fn wants_place(&self) -> bool {
+        self.is_body_large && self.body_left > 0
     }
 
     /// Follows the frames in `bytes`. What is refused begins after so many bytes: 0 where it began in an earlier read.
@@ -163,7 +161,7 @@ impl Frames {
             return Err(Refused::TooLarge(length));
         }
         self.body_left = (length + 1).saturating_sub(self.head.len());
-        self.is_large_row = self.head[0] == b'd' && length > LARGE_ROW_BYTES + 4;
+        self.is_body_large = self.head[0] == b'd' && length > LARGE_ROW_BYTES + 4;
         self.head.clear();
         Ok(())
     }
@@ -178,17 +176,14 @@ impl AsyncRead for Guard {
         if let Some(refused) = self.refused {
             return Poll::Ready(Err(io::Error::other(refused)));
         }
-        if self.wants_place {
+        if self.frames.wants_place() {
             ready!(self.place.poll_take(cx));
-            self.wants_place = false;
+            self.frames.is_body_large = false;
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         match self.frames.watch(&buf.filled()[before..]) {
-            Ok(()) => {
-                self.wants_place = self.frames.has_begun_large_row();
-                Poll::Ready(Ok(()))
-            }
+            Ok(()) => Poll::Ready(Ok(())),
             Err((0, refused)) => Poll::Ready(Err(io::Error::other(refused))),
             // The frames before it are good: they are handed on, and the next read fails.
             Err((good_bytes, refused)) => {
@@ -243,7 +238,9 @@ mod tests {
         let mut frames = Frames::new(usize::MAX, false);
         let mut seen = |bytes: &[u8]| {
             frames.watch(bytes).expect("nothing is refused");
-            frames.has_begun_large_row()
+            let wants_place = frames.wants_place();
+            frames.is_body_large = false;
+            wants_place
         };
         assert!(!seen(&frame(b'd', &vec![7; LARGE_ROW_BYTES])), "it is not large");
         assert!(!seen(&large), "it is there already");
